@@ -1,0 +1,69 @@
+"""Residual networks in Keras: built, trained, exported to a phone, and proved. The public names, loaded when touched."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keras_resnet import export as export
+    from keras_resnet import training as training
+    from keras_resnet.models import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, build, features, freeze
+    from keras_resnet.preprocessing import Preprocessing, preprocess_input, preprocessing_of
+    from keras_resnet.profiling import profile
+    from keras_resnet.rematerialisation import rematerialise
+    from keras_resnet.specs import VARIANTS, Spec, cifar, list_variants
+    from keras_resnet.weights import load_model, load_weights
+
+__version__ = "0.1.0"
+
+# Lazy, so that `keras-resnet --help` and `import keras_resnet` cost milliseconds: Keras comes with the first network.
+_ROOMS = {
+    "models": ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152", "build", "features", "freeze"),
+    "preprocessing": ("Preprocessing", "preprocess_input", "preprocessing_of"),
+    "profiling": ("profile",),
+    "rematerialisation": ("rematerialise",),
+    "specs": ("VARIANTS", "Spec", "cifar", "list_variants"),
+    "weights": ("load_model", "load_weights"),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_SUBPACKAGES = ("export", "training")
+
+__all__ = [
+    "VARIANTS",
+    "Preprocessing",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "ResNet101",
+    "ResNet152",
+    "Spec",
+    "build",
+    "cifar",
+    "export",
+    "features",
+    "freeze",
+    "list_variants",
+    "load_model",
+    "load_weights",
+    "preprocess_input",
+    "preprocessing_of",
+    "profile",
+    "rematerialise",
+    "training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    elif name in _SUBPACKAGES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

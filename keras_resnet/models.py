@@ -1,0 +1,212 @@
+"""From a spec to a Keras network: `build`, the five constructors of keras.applications' signature, `features`, `freeze`.
+
+Takes a row of `specs.VARIANTS` (or any Spec), gives a Functional model of stock Keras layers. Weights come from
+`weights.py`; what the image needs travels inside the model (`preprocessing.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_resnet import blocks
+from keras_resnet.depth import recursion_room
+from keras_resnet.errors import InputError, UsageError, unknown
+from keras_resnet.preprocessing import IMAGENET, Preprocessing
+from keras_resnet.rematerialisation import rematerialise as recompute
+from keras_resnet.specs import Spec, spec_of
+from keras_resnet.weights import check_path, load_weights
+
+POOLING = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
+
+
+def build(
+    variant: str | Spec,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    include_top: bool = True,
+    input_tensor: Any = None,
+    input_shape: Sequence[int | None] | None = None,
+    pooling: str | None = None,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    name: str | None = None,
+    preprocessing: Preprocessing | None = None,
+    rematerialise: bool = False,
+    **changes: Any,
+) -> keras.Model:
+    """A residual network as a Functional Keras model.
+
+    variant: a name of `list_variants()`, or a Spec; **changes replace fields of it: `classes=10`, `shortcut="C"`,
+        `stem="small"`, `zero_last_gamma=True`, `stochastic_depth=0.1`, `dropout=0.2`, `padding="same"`.
+    weights: None for random ones, or the path of a `.weights.h5` or `.keras` file.
+    include_top: with the pooled classifier (`classes`, `classifier_activation`), else the last feature map, or its
+        `pooling`: None, "avg" or "max".
+    input_tensor: a Keras tensor to read from; input_shape: (height, width, channels), the first two may be None.
+        Default: the variant's size with three channels; without top any size.
+    preprocessing: what the images need, carried by the model; default torchvision's at the variant's size.
+    rematerialise: train with less memory: activations inside a segment of blocks are computed again in the
+        backward pass (see `rematerialisation`).
+
+    The model takes float [batch, height, width, channels], normalised (`preprocess_input`), and gives
+    [batch, classes] in float32. Raises UsageError for values that make no network, InputError for a bad file.
+
+    >>> build("cifar_resnet20", shortcut="C").count_params()
+    285498
+    """
+    spec = spec_of(variant, **changes)
+    if pooling not in (None, *POOLING):
+        raise unknown("pooling", pooling, (None, *POOLING), where="pooling=")
+    _check_activation(classifier_activation)
+    path = None if weights is None else check_path(weights)
+    x = _input(spec, input_tensor, input_shape, include_top)
+    inputs = x if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
+    carried = preprocessing or _default_preprocessing(spec, x.shape[-1])
+    # Initialisers take most of the time of building: skip them where weights follow.
+    parts = blocks.Parts(spec) if path is None else blocks.Parts(spec, keras.initializers.Zeros)
+    x = layers.Identity(name=carried.layer_name)(x)
+    x = blocks.stages(parts, blocks.stem(parts, x))
+    if include_top:
+        x = blocks.head(spec, x, classifier_activation)
+    elif pooling is not None:
+        x = POOLING[pooling](data_format=blocks.CHANNELS_LAST, name="head_pool")(x)
+    with recursion_room(_depth(spec)):
+        model = keras.Model(inputs, x, name=name or (variant if isinstance(variant, str) else "resnet"))
+    if path is not None:
+        _restore_initializers(model)
+        load_weights(model, path)
+    return recompute(model) if rematerialise else model
+
+
+def _depth(spec: Spec) -> int:
+    """An upper bound of the layers on the longest path: four a convolution (pad, itself, BN, ReLU) and ten a block."""
+    return 20 + sum(spec.depths) * 22
+
+
+def _restore_initializers(model: keras.Model) -> None:
+    """Say in the config what a fresh network would have started from, not the zeros that it was built with."""
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D):
+            layer.kernel_initializer = blocks.he_normal_fan_out()
+
+
+def _default_preprocessing(spec: Spec, channels: int) -> Preprocessing:
+    """torchvision's at the network's size, where the short side is 256 for a crop of 224; CIFAR's are not resized."""
+    resize = round(spec.input_size * 256 / 224) if spec.stem == "imagenet" else 0
+    if channels == 3:
+        return replace(IMAGENET, resize=resize, crop=spec.input_size)
+    return Preprocessing(resize=resize, crop=spec.input_size, mean=(0.5,) * channels, std=(0.5,) * channels)
+
+
+def _check_activation(activation: Any) -> None:
+    try:
+        keras.activations.get(activation)
+    except ValueError:
+        valid = ("softmax", "sigmoid", "linear", None)
+        raise unknown("activation", activation, valid, where="classifier_activation=") from None
+
+
+def _input(spec: Spec, tensor: Any, shape: Sequence[int | None] | None, include_top: bool) -> Any:
+    """The Keras tensor that the network reads, its shape checked."""
+    if tensor is not None:
+        if not keras.utils.is_keras_tensor(tensor):
+            raise UsageError(f"input_tensor of type {type(tensor).__name__} is not a Keras tensor: use keras.Input(...)")
+        shape = tensor.shape[1:]
+    elif shape is None:
+        side = spec.input_size if include_top else None
+        shape = (side, side, 3)
+    shape = tuple(shape)
+    if len(shape) != 3 or not isinstance(shape[2], int) or shape[2] < 1:
+        raise UsageError(f"input_shape={shape} must be (height, width, channels), with 1 channel or more")
+    for side in shape[:2]:
+        if side is not None and (not isinstance(side, int) or side < spec.output_stride):
+            raise UsageError(
+                f"input_shape={shape} is smaller than the network's stride: height and width must be at least "
+                f"{spec.output_stride}, or None" + ("; stem='small' takes smaller images" if spec.stem != "small" else "")
+            )
+    return keras.Input(shape, name="image") if tensor is None else tensor
+
+
+def _constructor(variant: str) -> Callable[..., keras.Model]:
+    def construct(
+        include_top: bool = True,
+        weights: str | os.PathLike[str] | None = "imagenet",
+        input_tensor: Any = None,
+        input_shape: Sequence[int | None] | None = None,
+        pooling: str | None = None,
+        classes: int = 1000,
+        classifier_activation: str | Callable[..., Any] | None = "softmax",
+        name: str = variant,
+    ) -> keras.Model:
+        return build(
+            variant,
+            include_top=include_top,
+            weights=weights,
+            input_tensor=input_tensor,
+            input_shape=input_shape,
+            pooling=pooling,
+            classes=classes,
+            classifier_activation=classifier_activation,
+            name=name,
+        )
+
+    construct.__name__ = construct.__qualname__ = variant.replace("resnet", "ResNet")
+    construct.__doc__ = f"""{variant}, with the signature of keras.applications; every other option: `build`.
+
+    weights: None (random), "imagenet", or the path of a `.weights.h5` or `.keras` file; the rest as in `build`.
+    Source: arXiv:1512.03385, Table 1; stride on the 3x3 convolutions, as in torchvision.
+    """
+    return construct
+
+
+ResNet18 = _constructor("resnet18")
+ResNet34 = _constructor("resnet34")
+ResNet50 = _constructor("resnet50")
+ResNet101 = _constructor("resnet101")
+ResNet152 = _constructor("resnet152")
+
+_BLOCK = re.compile(r"stage(\d+)_block(\d+)_out")
+
+
+def features(model: keras.Model) -> keras.Model:
+    """The pyramid C2, C3, ...: a model from the same input to the last feature map of each stage.
+
+    Where a stage strides in its last block (keras.applications' V2), the map is the activated one in front of that
+    stride, as detectors on those networks take it. Shares layers and weights with `model`, which must be one of ours.
+    Raises InputError for other models.
+    """
+    last: dict[int, int] = {}
+    for layer in model.layers:
+        if match := _BLOCK.fullmatch(layer.name):
+            stage, block = map(int, match.groups())
+            last[stage] = max(block, last.get(stage, 0))
+    if not last:
+        raise InputError(f"model {model.name!r} has no layers named stage1_block1_out, ...: build it with keras_resnet")
+    names = {layer.name for layer in model.layers}
+    strides_last = f"stage1_block{last[1]}_shortcut_pool" in names and last[1] > 1
+    taps = [f"stage{s}_block{b}_relu1" if strides_last else f"stage{s}_block{b}_out" for s, b in sorted(last.items())]
+    if strides_last:
+        taps[-1] = "head_relu"
+    outputs = [model.get_layer(tap).output for tap in taps]
+    with recursion_room(len(model.layers)):
+        return keras.Model(model.inputs, outputs, name=f"{model.name}_features")
+
+
+def freeze(model: keras.Model, *, through: str = "stem", batch_norm: bool = True) -> None:
+    """Stop training of every layer up to a part: "stem", "stage1", ..., or the name of a layer.
+
+    Where `batch_norm`, frozen BatchNormalization runs on its stored statistics (what Keras does by itself); without,
+    those layers keep training. Raises UsageError for an unknown part.
+    """
+    order = [layer.name for layer in model.layers]
+    until = max((i for i, name in enumerate(order) if name == through or name.startswith(f"{through}_")), default=-1)
+    if until < 0:
+        raise unknown("part", through, dict.fromkeys(name.split("_")[0] for name in order), where="through=")
+    for layer in model.layers[: until + 1]:
+        if batch_norm or not isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False

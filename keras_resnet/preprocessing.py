@@ -1,0 +1,124 @@
+"""What must be done to an image before a network sees it, as a value that travels with the network.
+
+The value sits in the name of an inert Identity layer behind the input: of all places in a Keras file, the only one
+that plain Keras keeps when it loads the file and writes it again.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_resnet.errors import InputError, UsageError, unknown
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+ORDERS = ("rgb", "bgr")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From pixels 0..255 to what the network reads: (pixels / scale - mean) / std, channel by channel.
+
+    resize: short side in pixels before the crop, 0 for none; crop: side of the centre crop, 0 for none;
+    scale: 255 (torchvision) or 1 (Caffe); mean, std: one a channel, in the units behind the scale, in the
+    order `order`. Raises UsageError for values that cannot be.
+    """
+
+    resize: int = 256
+    crop: int = 224
+    interpolation: str = "bilinear"
+    order: str = "rgb"
+    scale: float = 255.0
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS, where="interpolation=")
+        if self.order not in ORDERS:
+            raise unknown("channel order", self.order, ORDERS, where="order=")
+        if self.resize < 0 or self.crop < 0 or (self.resize and self.resize < self.crop):
+            raise UsageError(f"resize={self.resize} and crop={self.crop}: each 0 (none) or more, resize not below crop")
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise UsageError(f"mean={self.mean} and std={self.std} must have one value a channel")
+        if self.scale <= 0 or min(self.std) <= 0:
+            raise UsageError(f"scale={self.scale} and every std={self.std} must be above 0")
+
+    @property
+    def layer_name(self) -> str:
+        """The name of the layer that carries this value; `parse` reads it back."""
+        mean = "_".join(_number(value) for value in self.mean)
+        std = "_".join(_number(value) for value in self.std)
+        return (
+            f"preprocessing1.r{self.resize}.c{self.crop}.{self.interpolation}.{self.order}"
+            f".x{_number(self.scale)}.m{mean}.s{std}"
+        )
+
+    def normalise(self, images: np.ndarray) -> np.ndarray:
+        """float32 of the same shape [..., channels] from RGB pixels 0..255. Raises InputError for other channels."""
+        images = np.asarray(images)
+        if images.shape[-1:] != (len(self.mean),):
+            raise InputError(
+                f"images of shape {images.shape} do not have the network's {len(self.mean)} channels on the last axis"
+            )
+        if self.order == "bgr":
+            images = images[..., ::-1]
+        x = images.astype(np.float32) / np.float32(self.scale)
+        return (x - np.float32(self.mean)) / np.float32(self.std)
+
+
+IMAGENET = Preprocessing()
+CAFFE = Preprocessing(order="bgr", scale=1.0, mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0))
+SYMMETRIC = Preprocessing(scale=127.5, mean=(1.0, 1.0, 1.0), std=(1.0, 1.0, 1.0))  # -1..1
+
+_PATTERN = re.compile(
+    r"preprocessing1\.r(?P<resize>\d+)\.c(?P<crop>\d+)\.(?P<interpolation>[a-z]+)\.(?P<order>[a-z]+)"
+    r"\.x(?P<scale>[-\d._]+)\.m(?P<mean>[-\d._]+)\.s(?P<std>[-\d._]+)"
+)
+
+
+def _number(value: float) -> str:
+    """The shortest digits that read back as the same number, without an exponent, as a layer name allows them."""
+    return np.format_float_positional(value, trim="-")
+
+
+def parse(layer_name: str) -> Preprocessing | None:
+    """The value in a layer's name; None where the name is not one of ours. Raises InputError for a later version."""
+    match = _PATTERN.fullmatch(layer_name)
+    if match is None:
+        if re.match(r"preprocessing\d+\.r", layer_name):
+            raise InputError(f"layer {layer_name!r} was written by a later version: upgrade keras-resnet-edge")
+        return None
+    numbers = {key: tuple(float(value) for value in match[key].split("_")) for key in ("mean", "std")}
+    return Preprocessing(
+        resize=int(match["resize"]),
+        crop=int(match["crop"]),
+        interpolation=match["interpolation"],
+        order=match["order"],
+        scale=float(match["scale"]),
+        mean=numbers["mean"],
+        std=numbers["std"],
+    )
+
+
+def preprocessing_of(model: Any) -> Preprocessing:
+    """What a model's images need, read from the model itself. Raises InputError where it does not say."""
+    for layer in model.layers:
+        found = parse(layer.name)
+        if found is not None:
+            return found
+    raise InputError(
+        f"model {model.name!r} carries no preprocessing: it was not built by keras_resnet; "
+        "normalise its images yourself"
+    )
+
+
+def preprocess_input(images: Any, model: Any) -> np.ndarray:
+    """Pixels to what `model` reads: RGB 0..255, any dtype, [..., channels] in; float32 of the same shape out.
+
+    Raises InputError where the channels differ or the model does not carry its preprocessing.
+    """
+    return preprocessing_of(model).normalise(images)

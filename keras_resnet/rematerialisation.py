@@ -1,0 +1,2 @@
+"""stub"""
+def rematerialise(model): return model

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from keras_resnet.lazy import lazy
 
 if TYPE_CHECKING:
     from keras_resnet import export as export
@@ -18,16 +19,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Lazy, so that `keras-resnet --help` and `import keras_resnet` cost milliseconds: Keras comes with the first network.
-_ROOMS = {
-    "models": ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152", "build", "features", "freeze"),
-    "preprocessing": ("Preprocessing", "preprocess_input", "preprocessing_of"),
-    "profiling": ("profile",),
-    "rematerialisation": ("rematerialise",),
-    "specs": ("VARIANTS", "Spec", "cifar", "list_variants"),
-    "weights": ("load_model", "load_weights"),
-}
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
-_SUBPACKAGES = ("export", "training")
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "models": ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152", "build", "features", "freeze"),
+        "preprocessing": ("Preprocessing", "preprocess_input", "preprocessing_of"),
+        "profiling": ("profile",),
+        "rematerialisation": ("rematerialise",),
+        "specs": ("VARIANTS", "Spec", "cifar", "list_variants"),
+        "weights": ("load_model", "load_weights"),
+        "export": (),
+        "training": (),
+    },
+)
 
 __all__ = [
     "VARIANTS",
@@ -52,18 +56,3 @@ __all__ = [
     "rematerialise",
     "training",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    elif name in _SUBPACKAGES:
-        value = importlib.import_module(f"{__name__}.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})

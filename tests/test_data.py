@@ -1,0 +1,265 @@
+"""From a source to images, and from images to batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from keras_resnet.errors import InputError, KerasResnetError, UsageError
+from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.training import open_images
+from keras_resnet.training.augment import AUGMENTATIONS
+from keras_resnet.training.data import Images, evaluation_batches, normalise, training_batches
+from tests.pictures import COLOURS, colour_folder
+
+PLAIN = Preprocessing(resize=0, crop=0, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return colour_folder(tmp_path / "colours")
+
+
+def test_the_embedded_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    digits, source = open_images("digits"), load_digits()
+    assert digits.classes == tuple(str(name) for name in source.target_names)
+    assert np.array_equal(digits.labels, source.target)
+    assert np.array_equal(np.stack(digits.items), source.images)
+
+
+def test_a_digit_is_32_pixels_grey_in_three_channels_and_spans_the_whole_range() -> None:
+    digits = open_images("digits")
+    pixels = np.stack([digits[i][0] for i in range(200)])
+    assert pixels.shape == (200, 32, 32, 3)
+    assert pixels.dtype == np.uint8
+    assert (pixels[..., 0] == pixels[..., 2]).all()
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+
+
+def test_a_folder_gives_its_classes_in_order_and_its_pixels_unchanged(folder: Path) -> None:
+    images = open_images(folder)
+    assert images.classes == tuple(sorted(COLOURS))
+    assert np.bincount(images.labels).tolist() == [12, 12, 12]
+    assert np.array_equal(images[13][0], np.asarray(Image.open(folder / "green" / "001.png")))
+
+
+def test_equal_data_has_an_equal_hash_wherever_it_lies_and_one_changed_pixel_another(tmp_path: Path) -> None:
+    one, two = (open_images(colour_folder(tmp_path / name)) for name in ("one", "two"))
+    assert one.hash == two.hash
+    changed = tmp_path / "two" / "red" / "000.png"
+    pixels = np.array(Image.open(changed))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(changed)
+    assert open_images(tmp_path / "two").hash != one.hash
+
+
+def test_an_npz_of_images_and_labels_opens(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.array([0, 1, 2, 0, 1, 2]), classes=["x", "y", "z"])
+    images = open_images(tmp_path / "a.npz")
+    assert images.classes == ("x", "y", "z")
+    assert np.array_equal(np.stack([images[i][0] for i in range(6)]), pixels)
+
+
+def test_one_image_alone_keeps_its_axis_in_an_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 1, 8, 3), np.uint8), labels=[0, 1])
+    assert open_images(tmp_path / "a.npz")[0][0].shape == (1, 8, 3)
+
+
+@pytest.mark.parametrize("fractions", [(0.5,), (0.2, 0.2), (0.1, 0.3, 0.6)])
+def test_parts_of_a_split_are_disjoint_together_everything_and_of_each_class_alike(
+    fractions: tuple[float, ...],
+) -> None:
+    digits = open_images("digits")
+    numbered = Images("n", digits.classes, digits.labels, list(range(len(digits))), digits.decode)
+    parts = numbered.split(*fractions, seed=3)
+    together = [item for part in parts for item in part.items]
+    assert sorted(together) == list(range(len(digits)))
+    for part, fraction in zip(parts, fractions, strict=False):
+        expected = fraction * np.bincount(digits.labels)
+        assert np.abs(np.bincount(part.labels) - expected).max() <= 1
+
+
+def test_a_split_is_the_same_for_the_same_seed_and_another_for_another() -> None:
+    digits = open_images("digits")
+    assert digits.split(0.2, seed=1)[0].hash == digits.split(0.2, seed=1)[0].hash
+    assert digits.split(0.2, seed=1)[0].hash != digits.split(0.2, seed=2)[0].hash
+
+
+def test_the_quickstart_split_has_360_test_digits() -> None:
+    assert [len(part) for part in open_images("digits").split(0.2, 0.2)] == [359, 360, 1078]
+
+
+@pytest.mark.parametrize("fractions", [(0.0,), (-0.1,), (0.7, 0.7)])
+def test_fractions_that_make_no_split_are_refused(fractions: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="fractions"):
+        open_images("digits").split(*fractions)
+
+
+def test_a_balanced_sample_has_as_many_of_each_class_as_can_be() -> None:
+    digits = open_images("digits")
+    assert np.bincount(digits.balanced_sample(50).labels).tolist() == [5] * 10
+    assert len(digits.balanced_sample(10**6)) == len(digits)
+
+
+def make_empty(path: Path) -> None:
+    path.mkdir()
+
+
+def make_one_class(path: Path) -> None:
+    colour_folder(path)
+    for name in ("green", "red"):
+        for file in (path / name).iterdir():
+            file.unlink()
+        (path / name).rmdir()
+
+
+def make_with_text_file(path: Path) -> None:
+    (colour_folder(path) / "red" / "notes.txt").write_text("no image")
+
+
+def make_with_truncated_image(path: Path) -> None:
+    file = colour_folder(path) / "green" / "005.png"
+    file.write_bytes(file.read_bytes()[:60])
+
+
+def make_empty_class(path: Path) -> None:
+    (colour_folder(path) / "violet").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (make_empty, "is empty: it must hold a folder of images for each class"),
+        (make_one_class, r"one class only \(blue\)"),
+        (make_with_text_file, r"notes.txt' is not an image"),
+        (make_with_truncated_image, r"005.png' is not an image"),
+        (make_empty_class, r"violet' is empty"),
+        (lambda path: None, "is not there"),
+    ],
+    ids=["empty", "one class", "text file", "truncated", "empty class", "absent"],
+)
+def test_a_folder_that_cannot_serve_is_refused_with_the_reason(tmp_path: Path, make: object, said: str) -> None:
+    make(tmp_path / "data")  # type: ignore[operator]
+    with pytest.raises(InputError, match=said):
+        open_images(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"images": np.zeros((2, 4, 4, 3), np.float32), "labels": [0, 1]},
+        {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": [0, 1, 2]},
+        {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": [0, 5], "classes": ["a", "b"]},
+        {"pictures": np.zeros((2, 4, 4, 3), np.uint8)},
+    ],
+)
+def test_an_npz_that_cannot_serve_is_refused(tmp_path: Path, arrays: dict[str, object]) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(KerasResnetError):
+        open_images(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [PLAIN, Preprocessing(), Preprocessing(order="bgr", scale=1.0, mean=(104.0, 117.0, 124.0), std=(1.0, 2.0, 3.0))],
+)
+def test_batches_are_normalised_as_the_preprocessing_says(preprocessing: Preprocessing) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
+    rounding = 1e-6 * 255  # float32, values up to 255
+    np.testing.assert_allclose(normalise(pixels, preprocessing), preprocessing.normalise(pixels), atol=rounding)
+
+
+def batches(first_epoch: int, epochs: int, seed: int = 1) -> list[np.ndarray]:
+    pixels = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1) * np.ones((1, 8, 8, 3), np.uint8)
+    data = training_batches(
+        pixels,
+        np.arange(10) % 3,
+        classes=4,
+        preprocessing=Preprocessing(scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3),
+        augmentation=AUGMENTATIONS["none"],
+        batch_size=4,
+        seed=seed,
+        first_epoch=first_epoch,
+        epochs=epochs,
+    )
+    return [(x.numpy(), y.numpy()) for x, y in data]  # type: ignore[misc]
+
+
+def test_an_epoch_shows_every_image_once_in_batches_with_the_rest_last() -> None:
+    for x, y in batches(0, 1):
+        assert y.shape[1] == 4
+        assert (y.argmax(axis=1) == x[:, 0, 0, 0].astype(int) % 3).all()
+    shown = [int(value) for x, _ in batches(0, 1) for value in x[:, 0, 0, 0]]
+    assert [len(x) for x, _ in batches(0, 1)] == [4, 4, 2]
+    assert sorted(shown) == list(range(10))
+
+
+def test_a_run_that_goes_on_sees_what_it_would_have_seen() -> None:
+    whole, rest = batches(0, 5), batches(2, 5)
+    assert len(rest) == 9
+    for (x, y), (x2, y2) in zip(whole[6:], rest, strict=True):
+        assert np.array_equal(x, x2)
+        assert np.array_equal(y, y2)
+
+
+def test_epochs_and_seeds_differ_in_order() -> None:
+    orders = [
+        np.concatenate([x[:, 0, 0, 0] for x, _ in batches(e, e + 1, s)]).tolist() for e, s in ((0, 1), (1, 1), (0, 2))
+    ]
+    assert orders[0] != orders[1]
+    assert orders[0] != orders[2]
+
+
+def test_evaluation_keeps_the_order_of_the_images() -> None:
+    pixels = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1) * np.ones((1, 2, 2, 3), np.uint8)
+    raw = Preprocessing(scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    data = evaluation_batches(pixels, np.arange(7) % 2, classes=2, preprocessing=raw, batch_size=3)
+    assert np.concatenate([x[:, 0, 0, 0] for x, _ in data]).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_an_augmentation_is_a_function_of_its_seed_and_keeps_shape_and_type(name: str) -> None:
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uint8))
+    results = [AUGMENTATIONS[name](images, tf.constant(seed, tf.int64)).numpy() for seed in ([1, 2], [1, 2], [1, 3])]
+    assert results[0].shape == images.shape
+    assert results[0].dtype == np.uint8
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2]) == (name == "none")
+
+
+def test_a_shift_moves_by_whole_pixels_up_to_an_eighth_and_fills_with_black() -> None:
+    images = np.zeros((300, 16, 32, 3), np.uint8)
+    images[:, 8, 16] = 255
+    moved = AUGMENTATIONS["shift"](tf.constant(images), tf.constant([0, 0], tf.int64)).numpy()
+    rows, columns = np.nonzero(moved[..., 0])[1:]
+    assert len(rows) == 300
+    assert set(rows - 8) == set(range(-2, 3))
+    assert set(columns - 16) == set(range(-4, 5))
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = np.zeros((400, 8, 32, 3), np.uint8)
+    images[:, :, :8] = 255
+    flipped = AUGMENTATIONS["shift_flip"](tf.constant(images), tf.constant([5, 0], tf.int64)).numpy()
+    on_the_right = (flipped[:, 4, 24:, 0].astype(int).sum(axis=1) > 0).mean()
+    assert 0.4 < on_the_right < 0.6  # binomial(400, 0.5): four standard deviations
+
+
+def test_an_affine_change_keeps_the_middle_where_it_was_on_average() -> None:
+    images = np.zeros((500, 33, 33, 3), np.uint8)
+    images[:, 14:19, 14:19] = 255
+    moved = AUGMENTATIONS["affine"](tf.constant(images), tf.constant([7, 0], tf.int64)).numpy()[..., 0].astype(float)
+    grid = np.arange(33)
+    mass = moved.sum(axis=(1, 2))
+    for axis in (1, 2):
+        centres = (moved.sum(axis=3 - axis) * grid).sum(axis=1) / mass
+        assert abs(centres.mean() - 16) < 0.25  # uniform within 2 pixels: four standard errors
+        assert np.abs(centres - 16).max() < 3

@@ -1,0 +1,274 @@
+"""Recipes, runs, checkpoints, the trainer and what it evaluates."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_resnet.errors import InputError, UsageError
+from keras_resnet.preprocessing import preprocessing_of
+from keras_resnet.training import RECIPES, Recipe, Run, checkpoint, evaluate, open_images, train, trainer
+from keras_resnet.training.augment import AUGMENTATIONS
+from keras_resnet.training.evaluation import confusion_matrix, summarise, wilson_interval
+from keras_resnet.training.recipes import recipe_of
+from keras_resnet.weights import load_model
+from tests.pictures import COLOURS, colour_folder
+
+SMALL = Recipe("cifar_resnet8", network={"momentum": 0.5}, image_size=16, epochs=4, batch_size=8, learning_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return colour_folder(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture(scope="module")
+def finished(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(SMALL, colours, tmp_path_factory.mktemp("runs") / "a", progress=False)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_names_an_augmentation_that_exists(name: str) -> None:
+    assert RECIPES[name].augmentation in AUGMENTATIONS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"variant": "resnet51"},
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"batch_size": -1},
+        {"image_size": 0},
+        {"learning_rate": 0.0},
+        {"momentum": 1.0},
+        {"weight_decay": -1e-4},
+        {"seed": -1},
+        {"network": {"shortcutt": "A"}},
+        {"epoch": 3},
+    ],
+)
+def test_a_recipe_with_an_impossible_value_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        recipe_of("digits", **change)
+
+
+def test_a_misspelt_field_of_a_recipe_is_offered_the_nearest() -> None:
+    with pytest.raises(UsageError, match="'epoch'.*nearest are epochs"):
+        recipe_of("digits", epoch=3)
+
+
+def test_a_finished_run_holds_everything_that_it_should(finished: Run) -> None:
+    there = {path.name for path in finished.folder.iterdir()}
+    assert there == {
+        "run.json",
+        "history.csv",
+        "curves.png",
+        "checkpoints",
+        "model.keras",
+        "evaluation.json",
+        "confusion.png",
+        "tensorboard",
+        "log.txt",
+    }
+    assert finished.is_complete
+    assert finished.recipe == SMALL
+    assert len(finished.log.read_text().splitlines()) == SMALL.epochs
+    assert sorted(p.name for p in finished.checkpoints.iterdir()) == ["epoch-00003.npz", "epoch-00004.npz"]
+
+
+def test_colours_are_learned(finished: Run) -> None:
+    assert finished.read_evaluation()["top1"] == 1.0
+
+
+def test_the_history_has_a_row_an_epoch(finished: Run) -> None:
+    with finished.history.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert set(rows[0]) == {"epoch", "accuracy", "loss", "val_accuracy", "val_loss"}
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in finished.read_history()]
+
+
+def test_run_json_says_what_was_run_on_what_with_which_versions(finished: Run, colours: Path) -> None:
+    value = json.loads(finished.description.read_text())
+    assert value["recipe"]["variant"] == "cifar_resnet8"
+    assert value["data"]["classes"] == sorted(COLOURS)
+    count = value["data"]["training"]["count"] + value["data"]["validation"]["count"]
+    assert count == len(open_images(colours))
+    assert value["versions"]["keras"] == keras.version()
+
+
+def test_the_saved_model_is_that_of_the_best_epoch_and_knows_its_preprocessing(finished: Run, colours: Path) -> None:
+    model = load_model(finished.model)
+    assert preprocessing_of(model).crop == SMALL.image_size
+    held_out = open_images(colours).split(trainer.VALIDATION_FRACTION, seed=0)[0]
+    best = max(finished.read_history(), key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    x = preprocessing_of(model).normalise(held_out.pixels(preprocessing_of(model)))
+    one_hot = np.eye(len(COLOURS))[held_out.labels]
+    loss = -np.mean(np.sum(one_hot * np.log(model.predict(x, verbose=0)), axis=1))
+    assert loss == pytest.approx(best["val_loss"], rel=1e-4)  # float32 sums in another order
+
+
+def test_tensorboard_events_hold_the_same_curve(finished: Run) -> None:
+    import tensorflow as tf
+
+    (file,) = finished.tensorboard.iterdir()
+    found = {}
+    for record in tf.data.TFRecordDataset(str(file)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            if value.tag == "val_loss":
+                found[event.step] = tf.make_ndarray(value.tensor).item()
+    assert found == {int(r["epoch"]): pytest.approx(r["val_loss"], rel=1e-6) for r in finished.read_history()}
+
+
+def test_the_same_call_on_a_complete_run_trains_nothing(finished: Run, colours: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")}
+    train(SMALL, colours, finished.folder, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")} == before
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights_and_history(
+    finished: Run, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    progress = trainer._Progress
+    monkeypatch.setattr(trainer, "_Progress", lambda steps: Stop())
+    with pytest.raises(KeyboardInterrupt):
+        train(SMALL, colours, tmp_path / "a")
+    monkeypatch.setattr(trainer, "_Progress", progress)
+    stopped = Run(tmp_path / "a")
+    assert not stopped.is_complete
+    assert len(stopped.read_history()) == 2
+    train(SMALL, colours, tmp_path / "a", progress=False)
+    assert stopped.read_history() == finished.read_history()
+    for ours, theirs in zip(load_model(stopped.model).weights, load_model(finished.model).weights, strict=True):
+        assert np.array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(finished: Run, tmp_path: Path) -> None:
+    model = load_model(finished.model)
+    trainer._compile(model, SMALL, steps=3)
+    for path in finished.checkpoints.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert checkpoint.restore(model, tmp_path) == 4
+    newest = tmp_path / "epoch-00004.npz"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    newest.write_bytes(content)
+    assert checkpoint.restore(model, tmp_path) == 3
+    assert checkpoint.restore(model, tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize("change", [{"epochs": 5}, {"seed": 1}])
+def test_a_run_of_another_recipe_is_not_overwritten(finished: Run, colours: Path, change: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="holds a run with another recipe"):
+        train(dataclasses.replace(SMALL, **change), colours, finished.folder, progress=False)
+
+
+def test_a_run_on_other_data_is_not_overwritten(finished: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds a run with another data"):
+        train(SMALL, colour_folder(tmp_path / "colours", seed=1), finished.folder, progress=False)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds something else"):
+        train(SMALL, colours, tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_no_disk_space_is_said_before_training(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    with pytest.raises(InputError, match="no disk space"):
+        train(SMALL, colours, tmp_path / "a", progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_images_smaller_than_the_stride_are_refused_before_anything_is_written(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="smaller than the network's stride"):
+        train(dataclasses.replace(SMALL, variant="resnet18", network={}), colours, tmp_path / "a", progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_unknown_augmentation_is_offered_the_nearest(colours: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'shfit'"):
+        train(dataclasses.replace(SMALL, augmentation="shfit"), colours, tmp_path / "a", progress=False)
+
+
+def test_evaluating_on_other_classes_is_refused(finished: Run) -> None:
+    with pytest.raises(UsageError, match="trained on"):
+        evaluate(finished, "digits")
+
+
+def test_weight_decay_leaves_normalisation_and_biases_alone(finished: Run) -> None:
+    model = load_model(finished.model)
+    trainer._compile(model, dataclasses.replace(SMALL, weight_decay=0.1), steps=1)
+    model.optimizer.build(model.trainable_variables)
+    decayed = {v.path.split("/")[-1] for v in model.trainable_variables if model.optimizer._use_weight_decay(v)}
+    assert decayed == {"kernel"}
+
+
+def test_the_learning_rate_climbs_to_its_peak_and_falls_to_nothing(finished: Run) -> None:
+    model = load_model(finished.model)
+    trainer._compile(model, dataclasses.replace(SMALL, epochs=20, warmup_epochs=5, learning_rate=0.4), steps=10)
+    rate = model.optimizer._learning_rate
+    assert float(rate(25)) == pytest.approx(0.2)
+    assert float(rate(50)) == pytest.approx(0.4)
+    assert float(rate(125)) == pytest.approx(0.2)  # the middle of the cosine
+    assert float(rate(200)) == pytest.approx(0.0, abs=1e-7)
+
+
+# Published values: Newcombe 1998, Table I, method 3 (Wilson without continuity correction).
+@pytest.mark.parametrize(
+    ("correct", "count", "interval"),
+    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)), (1, 29, (0.0061, 0.1718))],
+)
+def test_the_interval_is_wilsons(correct: int, count: int, interval: tuple[float, float]) -> None:
+    assert wilson_interval(correct, count) == pytest.approx(interval, abs=5e-5)
+
+
+def test_a_summary_counts_what_is_right_and_what_was_taken_for_what() -> None:
+    labels, predictions = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 0, 2])
+    result = summarise(labels, predictions, ("a", "b", "c"), "six")
+    assert (result.correct, result.count) == (4, 6)
+    assert result.confusion == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    assert confusion_matrix(labels, predictions, 3).sum() == 6
+
+
+def test_ctrl_c_while_training_ends_with_130_and_the_same_command_finishes(colours: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "keras_resnet.cli", "train", "--data", str(colours), "--run", str(tmp_path / "a")]
+    command += ["--epochs", "60", "--image-size", "16", "--batch-size", "8"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    assert process.stderr is not None
+    shown = ""
+    while "epoch 2," not in shown and (more := process.stderr.read(1)):  # the progress bar's own words
+        shown += more
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
+    stopped = Run(tmp_path / "a")
+    assert not [path for path in stopped.folder.rglob("*") if path.name.startswith(".partial")]
+    assert 2 <= len(stopped.read_history()) < 60
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(stopped.read_history()) == 60
+    assert stopped.is_complete

@@ -1,0 +1,60 @@
+"""Pictures of a run, drawn by matplotlib (extra `viz`) without a display; each is returned as the bytes of its file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_resnet.errors import missing_extra
+
+
+def curves(
+    history: list[dict[str, float]], names: Sequence[str] = ("loss", "accuracy"), kind: str = "png"
+) -> bytes:
+    """The named quantities over the epochs, in training and validation, side by side; kind: "png" or "svg"."""
+    figure = _figure(4.5 * len(names), 3.2)
+    epochs = [int(row["epoch"]) for row in history]
+    for place, name in enumerate(names, start=1):
+        axes = figure.add_subplot(1, len(names), place)
+        axes.plot(epochs, [row[name] for row in history], label="training")
+        axes.plot(epochs, [row[f"val_{name}"] for row in history], label="validation")
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.locator_params(axis="x", integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    return _bytes(figure, kind)
+
+
+def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], kind: str = "png") -> bytes:
+    """A confusion matrix, counts[truth][answer]; the counts are printed where there is room for them."""
+    matrix = np.asarray(counts)
+    size = min(10.0, 3 + 0.3 * len(classes))
+    figure = _figure(size, size)
+    axes = figure.add_subplot()
+    axes.imshow(np.log1p(matrix), cmap="Blues")
+    if len(classes) <= 30:
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+        axes.set_yticks(range(len(classes)), classes)
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                dark = np.log1p(count) > 0.6 * np.log1p(matrix.max())
+                axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black", size=8)
+    axes.set(xlabel="answer", ylabel="truth")
+    return _bytes(figure, kind)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    except ImportError as error:
+        raise missing_extra("drawing curves", "viz", error) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _bytes(figure: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()

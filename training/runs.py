@@ -1,0 +1,164 @@
+"""The run folder: what lies in it, and how it is read and written.
+
+run.json, history.csv, curves.png, checkpoints/, model.keras, tensorboard/, log.txt, confusion.png; evaluation.json
+comes last: a run is complete when it is there.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from keras_resnet.errors import InputError
+from keras_resnet.files import write_json, write_text
+from keras_resnet.training.recipes import Recipe, recipe_of
+
+PACKAGES = ("keras-resnet-edge", "keras", "tensorflow", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, by its path; every property names a place in it."""
+
+    folder: Path
+
+    @property
+    def description(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
+    def history(self) -> Path:
+        return self.folder / "history.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.keras"
+
+    @property
+    def curves(self) -> Path:
+        return self.folder / "curves.png"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.folder / "evaluation.json"
+
+    @property
+    def confusion(self) -> Path:
+        return self.folder / "confusion.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def is_complete(self) -> bool:
+        return self.evaluation.is_file()
+
+    def read(self) -> dict[str, Any]:
+        """What run.json says. Raises InputError where this is no run folder."""
+        try:
+            return dict(json.loads(self.description.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{str(self.folder)!r} is no run folder: its run.json cannot be read ({error})") from error
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """What evaluation.json says. Raises InputError where the run is not complete."""
+        try:
+            return dict(json.loads(self.evaluation.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"run {str(self.folder)!r} has no readable evaluation.json: finish it first") from error
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe as run."""
+        fields = self.read()["recipe"]
+        return recipe_of(Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
+
+    def read_history(self) -> list[dict[str, float]]:
+        """A row an epoch; empty where none is finished."""
+        if not self.history.is_file():
+            return []
+        with self.history.open(encoding="utf-8", newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+    def write_history(self, rows: list[dict[str, float]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.history, text.getvalue())
+
+
+def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any]) -> Run:
+    """A run folder for a recipe on some data: a new one, or the one that the same call began.
+
+    Raises InputError where the folder holds something else: other files, another recipe or other data.
+    """
+    run = Run(Path(folder))
+    if run.folder.exists() and not run.folder.is_dir():
+        raise InputError(f"output {str(folder)!r} is a file: give a folder that is new, empty or an earlier run")
+    if run.description.is_file():
+        before = run.read()
+        for part, now in (("recipe", _as_json(recipe)), ("data", data)):
+            changed = [key for key, value in now.items() if before.get(part, {}).get(key) != value]
+            if changed:
+                key = changed[0]
+                raise InputError(
+                    f"output {str(folder)!r} holds a run with another {part} ({key}: {before.get(part, {}).get(key)!r} "
+                    f"there, {now[key]!r} now): give another folder, or the same values to go on with it"
+                )
+        return run
+    if run.folder.is_dir() and any(run.folder.iterdir()):
+        raise InputError(f"output {str(folder)!r} holds something else: give a folder that is new, empty or an earlier run")
+    write_json(
+        run.description,
+        {
+            "recipe": _as_json(recipe),
+            "data": data,
+            "versions": versions(),
+            "machine": {"system": platform.platform(), "processor": platform.processor() or platform.machine()},
+            "revision": _revision(),
+        },
+    )
+    return run
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages whose versions decide what a run gives."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def _as_json(recipe: Recipe) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(dataclasses.asdict(recipe))))
+
+
+def _revision() -> str | None:
+    """The git revision of the working directory; None outside a repository or without git."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,96 @@
+"""What an export leaves: a file and its sidecars, which appear together or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keras_resnet.errors import InputError, UsageError
+from keras_resnet.files import replacing
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file by its path, with the sidecars that lie beside it under the same stem."""
+
+    path: Path
+
+    @property
+    def labels(self) -> Path:
+        return self.path.with_suffix(".labels.txt")
+
+    @property
+    def manifest(self) -> Path:
+        return self.path.with_suffix(".json")
+
+    @property
+    def report(self) -> Path:
+        return self.path.with_suffix(".html")
+
+    def read(self) -> dict[str, Any]:
+        """The manifest. Raises InputError where it is absent or damaged."""
+        try:
+            return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{str(self.path)!r} has no readable manifest {self.manifest.name!r}: {error}") from error
+
+
+def check_target(path: str | os.PathLike[str], suffix: str, sources: Sequence[Any] = ()) -> Path:
+    """The path of an export that can be written. Raises UsageError for another suffix or a place that is taken."""
+    target = Path(path)
+    if target.suffix != suffix:
+        raise UsageError(f"output {str(path)!r} must end in {suffix!r}")
+    existing = next((parent for parent in target.parents if parent.exists()), Path("."))
+    if not existing.is_dir():
+        raise InputError(f"output {str(path)!r} cannot be written: {str(existing)!r} is a file")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"output {str(path)!r} cannot be written: no permission in {str(existing)!r}")
+    return target
+
+
+def write_artifact(
+    path: Path,
+    produce: Callable[[Path], None],
+    labels: Sequence[str],
+    manifest: Callable[[dict[str, Any]], dict[str, Any]],
+    report: Callable[[dict[str, Any]], str],
+) -> Artifact:
+    """Write a file or package and its sidecars.
+
+    produce: writes the file to the temporary path that it is given; manifest: from what is known of the written file
+    (name, size_bytes, sha256) to the manifest; report: from the manifest to the page.
+    """
+    artifact = Artifact(path)
+    with replacing(artifact.labels, artifact.manifest, artifact.report, artifact.path) as scratch:
+        labels_file, manifest_file, report_file, file = scratch
+        produce(file)
+        labels_file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        value = manifest({"file": path.name, "size_bytes": size_of(file), "sha256": sha256_of(file)})
+        manifest_file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        report_file.write_text(report(value), encoding="utf-8")
+    return artifact
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a package."""
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file; of a package, over the names and contents of its files in order."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for file in _files(path):
+        digest.update(f"{file.relative_to(path).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())

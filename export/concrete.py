@@ -1,0 +1,140 @@
+"""From anything that holds a network to one float32 inference graph that takes pixels.
+
+Every exporter starts here: the model is rebuilt in float32 with a static shape, and its normalisation is folded into
+the first convolution, so that an app does no arithmetic on pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet import models
+from keras_resnet.depth import recursion_room
+from keras_resnet.errors import InputError, UsageError
+from keras_resnet.preprocessing import Preprocessing, preprocessing_of
+from keras_resnet.training.runs import Run
+from keras_resnet.weights import load_model
+
+STEM = "stem_conv"
+
+
+def open_model(source: keras.Model | str | os.PathLike[str]) -> keras.Model:
+    """A model from itself, a run folder, a `.keras` file, or "VARIANT:WEIGHTS" with a weights file.
+
+    Raises UsageError or InputError where the source is none of these.
+    """
+    if isinstance(source, keras.Model):
+        return source
+    path = Path(source)
+    if path.is_dir():
+        run = Run(path)
+        run.read()
+        if not run.model.is_file():
+            raise InputError(f"run {str(path)!r} has no model.keras yet: finish its training first")
+        return load_model(run.model)
+    if path.suffix == ".keras":
+        return load_model(path)
+    variant, colon, weights = str(source).partition(":")
+    if colon:
+        return models.build(variant, weights=weights)
+    raise UsageError(f"model {str(source)!r} is no run folder, .keras file or VARIANT:WEIGHTS")
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How pixels p become what the folded stem reads: (p - shift) * scale, one number a channel each."""
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+def exact_normalisation(preprocessing: Preprocessing) -> Normalisation:
+    """The network's own normalisation, whole, in RGB order: what a float file computes, exact at the border too."""
+    step = -1 if preprocessing.order == "bgr" else 1
+    mean, std = np.float64(preprocessing.mean)[::step], np.float64(preprocessing.std)[::step]
+    return Normalisation(tuple(mean * preprocessing.scale), tuple(1 / (std * preprocessing.scale)))
+
+
+def integer_normalisation(preprocessing: Preprocessing) -> Normalisation:
+    """One whole number near the mean is subtracted and the rest folds: in int8 that moves the zero point alone.
+
+    Zero padding then pads with nearly the mean colour, as the network was trained; folding all of it would pad black.
+    """
+    shift = float(np.round(np.mean(exact_normalisation(preprocessing).shift)))
+    channels = len(preprocessing.mean)
+    return Normalisation((shift,) * channels, (1.0,) * channels)
+
+
+def fold(model: keras.Model, normalisation: Normalisation) -> keras.Model:
+    """A float32 copy of a model, batch 1, whose first convolution does what `normalisation` leaves of its own.
+
+    The copy takes (pixels - shift) * scale in RGB order, static [1, height, width, channels], and answers as the model
+    does on preprocessed images; exact but where the stem's zero padding is seen, and there too for
+    `exact_normalisation`. Raises InputError for a model without our stem, UsageError for one without a static size.
+    """
+    preprocessing = preprocessing_of(model)
+    if STEM not in {layer.name for layer in model.layers}:
+        raise InputError(f"model {model.name!r} has no layer {STEM!r}: it was not built by keras_resnet")
+    if len(model.inputs) != 1 or None in model.inputs[0].shape[1:]:
+        raise UsageError(
+            f"model {model.name!r} takes images of shape {model.inputs[0].shape[1:]}: a phone file needs one static size; "
+            "build it with input_shape=(height, width, channels)"
+        )
+
+    def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = {**layer.get_config(), "dtype": "float32"}
+        if layer.name == STEM:
+            config["use_bias"] = True
+        return layer.__class__.from_config(config)
+
+    image = keras.Input(batch_shape=(1, *model.inputs[0].shape[1:]), name="image")
+    with recursion_room(len(model.layers)):
+        copy = keras.models.clone_model(model, input_tensors=image, clone_function=in_float32)
+    for layer in model.layers:
+        if layer.weights and layer.name != STEM:
+            copy.get_layer(layer.name).set_weights(layer.get_weights())
+    stem = model.get_layer(STEM)
+    weights = stem.get_weights()
+    bias = weights[1] if stem.use_bias else np.zeros(weights[0].shape[-1], np.float32)
+    copy.get_layer(STEM).set_weights(_fold_into(weights[0], bias, preprocessing, normalisation))
+    return copy
+
+
+def _fold_into(
+    kernel: np.ndarray, bias: np.ndarray, preprocessing: Preprocessing, done: Normalisation
+) -> list[np.ndarray]:
+    """The kernel [kh, kw, channels, filters] and bias that read (p - shift) * scale in RGB order."""
+    kernel = kernel.astype(np.float64)
+    if preprocessing.order == "bgr":
+        kernel = kernel[:, :, ::-1]
+    wanted = exact_normalisation(preprocessing)
+    # wanted: (p - w) * s; done: y = (p - d) * t; so (p - w) * s = y * (s / t) + (d - w) * s.
+    factor = np.float64(wanted.scale) / np.float64(done.scale)
+    constant = (np.float64(done.shift) - np.float64(wanted.shift)) * np.float64(wanted.scale)
+    bias = bias + np.einsum("hwcf,c->f", kernel, constant)
+    return [(kernel * factor[:, None]).astype(np.float32), bias.astype(np.float32)]
+
+
+def concrete_function(copy: keras.Model, normalisation: Normalisation | None) -> Callable[..., Any]:
+    """The TensorFlow function image -> scores of a folded copy, float32, static shape.
+
+    With `normalisation` it takes pixels 0..255; without, what `fold` describes (the format does the rest).
+    """
+
+    def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
+        if normalisation is not None:
+            shift, scale = np.float32(normalisation.shift), np.float32(normalisation.scale)
+            image = image - (shift[0] if len(set(shift)) == 1 else shift)
+            image = image if (scale == 1).all() else image * scale
+        return {"scores": copy(image, training=False)}
+
+    signature = tf.TensorSpec(copy.inputs[0].shape, tf.float32, name="image")
+    return tf.function(answer, input_signature=[signature]).get_concrete_function()

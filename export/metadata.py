@@ -1,0 +1,57 @@
+"""What travels beside a file: its labels and its manifest, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import keras
+
+from keras_resnet.errors import UsageError
+from keras_resnet.export.verification import Verification
+from keras_resnet.preprocessing import preprocessing_of
+from keras_resnet.training.data import Images
+from keras_resnet.training.runs import versions
+
+
+def check_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    """One distinct label a class; numbers where none are given. Raises UsageError for another count or duplicates."""
+    if labels is None:
+        return tuple(str(i) for i in range(classes))
+    if len(labels) != classes:
+        raise UsageError(f"labels: {len(labels)} given for a network of {classes} classes: give one a class")
+    seen: set[str] = set()
+    for label in labels:
+        if label in seen:
+            raise UsageError(f"labels: {label!r} stands twice; an app could not tell the two classes apart")
+        seen.add(label)
+    return tuple(labels)
+
+
+def describe(
+    written: dict[str, Any],
+    *,
+    format: str,
+    model: keras.Model,
+    input_type: str,
+    labels: Sequence[str],
+    calibration: Images | None,
+    verification: Verification | None,
+    accuracy_verified: bool,
+) -> dict[str, Any]:
+    """The manifest of a file: contract, source, calibration, what was measured, versions."""
+    return {
+        **written,
+        "format": format,
+        "contract": {"input": {"image": input_type}, "output": {"scores": f"[1, {len(labels)}]"}},
+        "model": {"name": model.name, "parameters": model.count_params()},
+        "preprocessing_inside": asdict(preprocessing_of(model)),
+        "labels": list(labels),
+        "calibration": None
+        if calibration is None
+        else {"data": calibration.name, "count": len(calibration), "hash": calibration.hash},
+        "accuracy_verified": accuracy_verified,
+        "verification": None if verification is None else verification.as_json(),
+        "versions": versions(),
+    }

@@ -1,0 +1,155 @@
+"""One self-contained page that says what a file is and how well it answers: HTML, its pictures inside.
+
+Takes values, gives text. Pages need no network and no script; they fit a phone and a desk.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #1a7f37; --bad: #cf222e; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; } caption { text-align: left; padding-bottom: .3rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+img { max-width: 100%; height: auto; } figure { margin: 0; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; } .pictures figure { flex: 1 1 19rem; max-width: 30rem; }
+.picture { background: #fff; border-radius: .4rem; }
+.answers { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fill, minmax(5.5rem, 1fr)); padding: 0; }
+.answers li { list-style: none; text-align: center; font-size: .85rem; background: var(--soft); padding: .4rem;
+  border-radius: .4rem; }
+.answers img { width: 4rem; height: 4rem; object-fit: contain; image-rendering: pixelated; }
+.wrong { outline: 2px solid var(--bad); } .wrong b { color: var(--bad); }
+code, pre { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
+pre { background: var(--soft); padding: .7rem; border-radius: .4rem; overflow-x: auto; overflow-wrap: normal; }
+footer { margin-top: 3rem; font-size: .85rem; border-top: 1px solid var(--line); }
+"""
+
+
+def page(title: str, *sections: str) -> str:
+    """A whole HTML page of the given sections (HTML)."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        + "\n".join(sections)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def section(title: str, body: str) -> str:
+    """A heading and what stands under it (HTML)."""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
+    """A table of plain text cells that scrolls by itself on a narrow screen; `numbers`: columns set to the right."""
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        marks = (' class="number"' if i in numbers else "" for i in range(len(cells)))
+        return "<tr>" + "".join(f"<{tag}{m}>{escape(c)}</{tag}>" for m, c in zip(marks, cells, strict=True)) + "</tr>"
+
+    body = "\n".join(row("td", cells) for cells in rows)
+    return f'<div class="scroll"><table>\n<thead>{row("th", header)}</thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def facts(values: Mapping[str, str]) -> str:
+    """A table of two columns without a header: what, and its value."""
+    rows = "\n".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in values.items())
+    return f'<div class="scroll"><table>\n{rows}\n</table></div>'
+
+
+def pictures(drawings: Mapping[str, bytes]) -> str:
+    """SVG drawings side by side, or one below the other where the screen is narrow; keys: what each shows, in words."""
+    figures = (
+        f'<figure><img class="picture" alt="{escape(text)}" src="data:image/svg+xml;base64,'
+        f'{base64.b64encode(drawing).decode()}"></figure>'
+        for text, drawing in drawings.items()
+    )
+    return f'<div class="pictures">{"".join(figures)}</div>'
+
+
+def answers(pixels: np.ndarray, truths: Sequence[str], given: Sequence[str], scores: Sequence[float]) -> str:
+    """Pictures, uint8 [n, height, width, 3], each with the answer given, its score 0..1, and the truth where it differs."""
+    items = []
+    for image, truth, answer, score in zip(pixels, truths, given, scores, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+        wrong = truth != answer
+        note = f" not {escape(truth)}" if wrong else ""
+        items.append(
+            f'<li{" class=wrong" if wrong else ""}><img alt="a picture of {escape(truth)}" '
+            f'src="data:image/png;base64,{data}"><br><b>{escape(answer)}</b>{note}<br>{score:.1%}</li>'
+        )
+    return '<ul class="answers">' + "\n".join(items) + "</ul>"
+
+
+def percent(fraction: float) -> str:
+    """A fraction 0..1 as a percentage with two digits behind the point."""
+    return f"{fraction:.2%}".replace("%", " %")
+
+
+def size(size_bytes: int) -> str:
+    """Bytes in thousands or millions."""
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def artifact_page(manifest: Mapping[str, Any]) -> str:
+    """The page of one exported file, from its manifest."""
+    contract, calibration, found = manifest["contract"], manifest["calibration"], manifest["verification"]
+    about = {
+        "file": manifest["file"],
+        "format": manifest["format"],
+        "size": size(manifest["size_bytes"]),
+        "SHA-256": manifest["sha256"],
+        "network": f"{manifest['model']['name']}, {manifest['model']['parameters']:,} parameters",
+        "calibrated on": f"{calibration['count']} images of {calibration['data']}" if calibration else "nothing",
+    }
+    sections = [
+        section("The file", facts(about)),
+        section(
+            "Contract",
+            facts({f"{side} {name}": what for side in ("input", "output") for name, what in contract[side].items()}),
+        ),
+        section("How well it answers", verification_table(found, manifest["accuracy_verified"])),
+        section("Labels", f"<p>{escape(', '.join(manifest['labels'][:100]))}</p>"),
+        section("Made with", facts(manifest["versions"])),
+    ]
+    return page(manifest["file"], *sections)
+
+
+def verification_table(found: Mapping[str, Any] | None, accuracy_verified: bool) -> str:
+    """What a verification found, or plainly that none was made."""
+    if found is None:
+        return "<p>Not run here: accuracy and agreement are not verified.</p>"
+    rows = {"agreement with the network": _with_interval(found["agreement"], found["agreement_interval"])}
+    if accuracy_verified:
+        rows["accuracy of the network"] = _with_interval(found["model_top1"], found["model_interval"])
+        rows["accuracy of the file"] = _with_interval(found["file_top1"], found["file_interval"])
+    else:
+        rows["accuracy"] = "not verified: only the calibration images were at hand"
+    latency = found["latency"]
+    return facts(
+        {
+            f"images of {found['data']}": f"{found['count']:,}",
+            **rows,
+            "largest difference of a score": f"{found['largest_score_difference']:.4f}",
+            "latency on the machine that exported, one thread": f"{latency['median_ms']:.2f} ms (median of {latency['runs']})",
+        }
+    )
+
+
+def _with_interval(value: float, interval: Sequence[float]) -> str:
+    return f"{percent(value)} (95 %: {percent(interval[0])} to {percent(interval[1])})"

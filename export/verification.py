@@ -1,0 +1,136 @@
+"""Does an exported file answer as the model does: run both over the same images and compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_resnet.errors import ExportError, InputError, missing_extra
+from keras_resnet.export.benchmark import Latency, measure
+from keras_resnet.export.concrete import open_model
+from keras_resnet.preprocessing import preprocessing_of
+from keras_resnet.training.data import Images, open_images
+from keras_resnet.training.evaluation import scores_of, summarise, wilson_interval
+
+MIN_AGREEMENT = 0.9
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A file against its model on the same labelled images. Fractions are 0..1, intervals 95 %, scores as given out."""
+
+    data: str
+    count: int
+    agreement: float
+    agreement_interval: tuple[float, float]
+    model_top1: float
+    model_interval: tuple[float, float]
+    file_top1: float
+    file_interval: tuple[float, float]
+    largest_score_difference: float
+    latency: Latency
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class TfliteFile:
+    """A .tflite file with one image in and one vector of scores out, run by ai-edge-litert on the CPU.
+
+    Raises MissingExtraError without the extra `tflite`, InputError where the file cannot be run.
+    """
+
+    def __init__(self, content: bytes | Path, name: str, threads: int = 1) -> None:
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise missing_extra("running a .tflite file", "tflite", error) from error
+        content = content if isinstance(content, bytes) else content.read_bytes()
+        try:
+            self.interpreter = Interpreter(model_content=content, num_threads=threads)
+            self.interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{name!r} cannot be run as a .tflite file: {str(error).splitlines()[0]}") from error
+        inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise InputError(f"{name!r} has {len(inputs)} inputs and {len(outputs)} outputs: one of each is expected")
+        self.input, self.output = inputs[0], outputs[0]
+
+    @property
+    def float_tensors(self) -> list[str]:
+        """Names of the tensors that hold floating-point numbers: none in a full-integer file."""
+        details = self.interpreter.get_tensor_details()
+        return [tensor["name"] for tensor in details if tensor["dtype"] in (np.float16, np.float32)]
+
+    def answer(self, pixels: np.ndarray) -> np.ndarray:
+        """Scores, float32 [classes], of one image, uint8 [height, width, channels]."""
+        self.interpreter.set_tensor(self.input["index"], pixels[None].astype(self.input["dtype"]))
+        self.interpreter.invoke()
+        raw = self.interpreter.get_tensor(self.output["index"])[0]
+        scale, zero_point = self.output["quantization"]
+        return (raw.astype(np.float32) - zero_point) * scale if scale else raw.astype(np.float32)
+
+    def scores(self, pixels: np.ndarray) -> np.ndarray:
+        """Scores, float32 [n, classes], of images, uint8 [n, height, width, channels]."""
+        return np.stack([self.answer(image) for image in pixels])
+
+
+def compare(
+    file_scores: np.ndarray, model_scores: np.ndarray, labels: np.ndarray, data: str, latency: Latency
+) -> Verification:
+    """The verification of given scores, each float [n, classes], against labels, int [n]."""
+    classes = [str(i) for i in range(model_scores.shape[-1])]
+    file, model = file_scores.argmax(axis=-1), model_scores.argmax(axis=-1)
+    by_file, by_model = (summarise(labels, predictions, classes, data) for predictions in (file, model))
+    agreeing = int(np.sum(file == model))
+    return Verification(
+        data=data,
+        count=len(labels),
+        agreement=agreeing / len(labels),
+        agreement_interval=wilson_interval(agreeing, len(labels)),
+        model_top1=by_model.top1,
+        model_interval=by_model.interval,
+        file_top1=by_file.top1,
+        file_interval=by_file.interval,
+        largest_score_difference=float(np.abs(file_scores - model_scores).max()),
+        latency=latency,
+    )
+
+
+def verify_tflite(
+    file: TfliteFile, model_scores: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, labels: np.ndarray, data: str
+) -> Verification:
+    """Run a file and its model over the same pixels. Raises ExportError where they agree on too few."""
+    latency = measure(lambda: file.answer(pixels[0]))
+    result = compare(file.scores(pixels), model_scores(pixels), labels, data, latency)
+    if result.agreement < MIN_AGREEMENT:
+        raise ExportError(
+            f"the file agrees with its model on {result.agreement:.1%} of {result.count} images of {data!r}, "
+            f"below {MIN_AGREEMENT:.0%}: calibrate on images like those it will see, or use quantize='float16'"
+        )
+    return result
+
+
+def verify(
+    path: str | os.PathLike[str],
+    source: keras.Model | str | os.PathLike[str],
+    data: str | os.PathLike[str] | Images,
+) -> Verification:
+    """Compare a .tflite file with the network that it was made from, on labelled images.
+
+    path: the file; source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; data: what `open_images` takes.
+    Raises UsageError, InputError for what cannot be read, ExportError where the two agree on too few images.
+    """
+    file = Path(path)
+    if file.suffix != ".tflite" or not file.is_file():
+        raise InputError(f"file {str(path)!r} is no .tflite file: give one that `export` wrote")
+    images = data if isinstance(data, Images) else open_images(data)
+    model = open_model(source)
+    pixels = images.pixels(preprocessing_of(model))
+    return verify_tflite(TfliteFile(file, str(path)), scores_of(model), pixels, images.labels, images.name)

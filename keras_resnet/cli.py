@@ -1,0 +1,345 @@
+"""The command line: verbs of a few lines that call a public function. Heavy imports stand inside the verb.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 a failure; 2 wrong usage; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from keras_resnet import __version__
+from keras_resnet.console import load_keras, silenced
+from keras_resnet.errors import KerasResnetError, UsageError, nearest, unknown
+from keras_resnet.specs import VARIANTS, list_variants, spec_of
+from keras_resnet.training.recipes import RECIPES, Recipe
+
+INTERRUPTED = 130
+FORMATS = {"tflite": ("float32", "float16", "dynamic", "int8"), "coreml": ("float16", "float32")}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    try:
+        options = _parse(arguments)
+        options.run(options)
+        sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        print("\nkeras-resnet: interrupted; nothing half-written was left. The same command goes on.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KerasResnetError, OSError) as error:
+        if debug:
+            raise
+        print(f"keras-resnet: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code if isinstance(error, KerasResnetError) else 1
+    except Exception as error:
+        if debug:
+            raise
+        detail = " ".join(str(error).split()) or type(error).__name__
+        print(f"keras-resnet: {type(error).__name__}: {detail} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are UsageErrors that offer the nearest valid names."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` shows how")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser, verbs = _parser()
+    words = [word for word in arguments if not word.startswith("-")]
+    if words and words[0] not in verbs:
+        raise unknown("command", words[0], verbs)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        valid = [name for name in verbs[options.verb]._option_string_actions if name.startswith("--")]
+        wrong = rest[0].partition("=")[0]
+        hint = f": nearest are {', '.join(nearest(wrong, valid))}" if wrong.startswith("-") else ""
+        raise UsageError(f"unknown option {wrong!r}{hint}; `keras-resnet {options.verb} --help` shows all")
+    return options
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
+        prog="keras-resnet",
+        description="Residual networks in Keras, from training to a verified file for a phone.",
+        epilog="example: keras-resnet quickstart --out quickstart",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND", parser_class=_Parser)
+    verbs: dict[str, _Parser] = {}
+
+    def verb(name: str, run: Any, purpose: str, example: str) -> _Parser:
+        one = subparsers.add_parser(name, help=purpose, description=f"{purpose}.", epilog=f"example: {example}")
+        one.add_argument("--debug", action="store_true", help="show tracebacks and the libraries' own messages")
+        one.set_defaults(run=run)
+        verbs[name] = one
+        return one
+
+    one = verb(
+        "quickstart",
+        _quickstart,
+        "train, export, verify: from images to a phone file with a page that says how well it answers",
+        "keras-resnet quickstart --data photos/ --out photos-quickstart",
+    )
+    one.add_argument("--data", default="digits", help="'digits' (default), a folder of class folders, or a .npz")
+    one.add_argument("--out", default="quickstart", metavar="FOLDER", help="where to write (default: quickstart)")
+    _recipe_options(one, ("variant", "image_size", "epochs", "batch_size", "learning_rate", "seed"))
+
+    one = verb("list", _list, "list variants, recipes or runs", "keras-resnet list variants resnet50")
+    one.add_argument("what", help="variants, recipes or runs")
+    one.add_argument("pattern", nargs="?", default="", help="part of a name; for runs: the folder that holds them")
+    one.add_argument("--json", action="store_true")
+
+    one = verb(
+        "inspect",
+        _inspect,
+        "parameters, MACs, activation memory and receptive field of a network",
+        "keras-resnet inspect resnet50 --size 288 --layers",
+    )
+    one.add_argument("model", help="a variant, a .keras file or a run folder")
+    one.add_argument("--size", type=int, help="height and width in pixels, where not the network's own")
+    one.add_argument("--layers", action="store_true", help="a row a layer, not the totals alone")
+    form = one.add_mutually_exclusive_group()
+    form.add_argument("--csv", action="store_true")
+    form.add_argument("--json", action="store_true")
+
+    one = verb(
+        "train",
+        _train,
+        "train a network into a run folder; the same command goes on with a run that was stopped",
+        "keras-resnet train cifar_resnet20 --recipe small-images --data photos/ --run runs/a",
+    )
+    one.add_argument("variant", nargs="?", help="the network (default: the recipe's)")
+    one.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)} (default: digits)")
+    one.add_argument("--data", required=True, help="'digits', a folder of class folders, or a .npz")
+    one.add_argument("--validation", help="images that choose the epoch (default: a tenth of --data)")
+    one.add_argument("--run", required=True, metavar="FOLDER", dest="folder", help="the run folder to write")
+    _recipe_options(one, [f.name for f in dataclasses.fields(Recipe) if f.name != "variant"])
+
+    one = verb(
+        "evaluate",
+        _evaluate,
+        "accuracy of a trained network on labelled images",
+        "keras-resnet evaluate runs/a --data photos-test/",
+    )
+    one.add_argument("model", help="a run folder or a .keras file")
+    one.add_argument("--data", required=True, help="'digits', a folder of class folders, or a .npz")
+    one.add_argument("--json", action="store_true")
+
+    one = verb(
+        "export",
+        _export,
+        "write a file for a phone, with its labels, manifest and report beside it",
+        "keras-resnet export runs/a --format tflite --quantize int8 --calibration photos/ --out a.tflite",
+    )
+    one.add_argument("model", help="a run folder, a .keras file or VARIANT:WEIGHTS")
+    one.add_argument("--format", default="tflite", help=f"one of: {', '.join(FORMATS)} (default: tflite)")
+    one.add_argument("--quantize", help="tflite: int8 (default), dynamic, float16, float32; coreml: float16, float32")
+    one.add_argument("--calibration", help="images that set int8's ranges; not those of --data")
+    one.add_argument("--data", help="labelled images to verify the file on")
+    one.add_argument("--labels", metavar="FILE", help="a text file with a label a line")
+    one.add_argument("--out", required=True, help="the file to write: .tflite or .mlpackage")
+
+    one = verb(
+        "verify",
+        _verify,
+        "compare a .tflite file with its network on labelled images",
+        "keras-resnet verify a.tflite --model runs/a --data photos-test/",
+    )
+    one.add_argument("file", help="a .tflite file")
+    one.add_argument("--model", required=True, help="a run folder, a .keras file or VARIANT:WEIGHTS")
+    one.add_argument("--data", required=True, help="'digits', a folder of class folders, or a .npz")
+    one.add_argument("--json", action="store_true")
+    return parser, verbs
+
+
+def _recipe_options(parser: _Parser, names: Sequence[str]) -> None:
+    """An option for each named field of a recipe that is one number or word."""
+    types = {"int": int, "float": float, "str": str}
+    for field in dataclasses.fields(Recipe):
+        if field.name in names and field.type in types:
+            option = f"--{field.name.replace('_', '-')}"
+            parser.add_argument(option, type=types[str(field.type)], dest=f"recipe_{field.name}", metavar="VALUE")
+
+
+def _recipe_changes(options: argparse.Namespace) -> dict[str, Any]:
+    given = vars(options).items()
+    return {k.removeprefix("recipe_"): v for k, v in given if k.startswith("recipe_") and v is not None}
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    load_keras(debug=options.debug)
+    from keras_resnet.quickstart import quickstart, text_table
+
+    rows = quickstart(options.out, options.data, debug=options.debug, **_recipe_changes(options))
+    print(text_table(rows))
+    print(f"\npage: {os.path.join(options.out, 'report.html')}")
+
+
+def _list(options: argparse.Namespace) -> None:
+    tables = {"variants": _variant_rows, "recipes": _recipe_rows, "runs": _run_rows}
+    if options.what not in tables:
+        raise unknown("list", options.what, tables)
+    rows = tables[options.what](options.pattern)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        raise UsageError(f"no {options.what} match {options.pattern!r}: `keras-resnet list {options.what}` shows all")
+    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _variant_rows(pattern: str) -> list[dict[str, Any]]:
+    rows = []
+    for name in list_variants(pattern):
+        spec = spec_of(name)
+        depths = ",".join(map(str, spec.depths))
+        form = "pre-activation" if spec.preactivation else "original"
+        rows.append(
+            {
+                "variant": name,
+                "block": spec.block,
+                "depths": depths,
+                "form": form,
+                "shortcut": spec.shortcut,
+                "groups": spec.groups,
+                "size": spec.input_size,
+                "classes": spec.classes,
+            }
+        )
+    return rows
+
+
+def _recipe_rows(pattern: str) -> list[dict[str, Any]]:
+    shown = ("variant", "image_size", "epochs", "batch_size", "learning_rate", "augmentation")
+    return [
+        {"recipe": name, **{field: getattr(recipe, field) for field in shown}}
+        for name, recipe in RECIPES.items()
+        if pattern in name
+    ]
+
+
+def _run_rows(folder: str) -> list[dict[str, Any]]:
+    from pathlib import Path
+
+    from keras_resnet.training.runs import Run
+
+    rows = []
+    for description in sorted(Path(folder or ".").glob("*/run.json")):
+        run = Run(description.parent)
+        top1 = f"{run.read_evaluation()['top1']:.2%}" if run.is_complete else "not complete"
+        recipe = run.recipe
+        rows.append({"run": str(run.folder), "variant": recipe.variant, "epochs": recipe.epochs, "top1": top1})
+    return rows
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    shape = None if options.size is None else (options.size, options.size)
+    if not os.path.exists(options.model) and options.model not in VARIANTS:
+        raise unknown("variant", options.model, VARIANTS, show_all="`keras-resnet list variants`")
+    load_keras(debug=options.debug)
+    from keras_resnet import build, profile
+    from keras_resnet.export.concrete import open_model
+
+    if options.model in VARIANTS:
+        side = options.size or VARIANTS[options.model].input_size
+        found = profile(build(options.model, input_shape=(side, side, 3)))
+    else:
+        found = profile(open_model(options.model), input_shape=shape)
+    print(found.json() if options.json else found.csv() if options.csv else found.table(layers=options.layers))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from keras_resnet.training.recipes import recipe_of
+
+    changes = _recipe_changes(options)
+    if options.variant is not None:
+        changes["variant"] = options.variant
+        changes["network"] = {}
+    recipe = recipe_of(options.recipe, **changes)
+    load_keras(debug=options.debug)
+    from keras_resnet.training import train
+
+    run = train(recipe, options.data, options.folder, validation=options.validation)
+    found = run.read_evaluation()
+    low, high = found["interval"]
+    print(f"{found['top1']:.2%} of {found['count']:,} ({found['data']}; 95 %: {low:.2%} to {high:.2%}), {run.folder}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    load_keras(debug=options.debug)
+    from keras_resnet.export.concrete import open_model
+    from keras_resnet.training import evaluate_model, open_images
+
+    images = open_images(options.data)
+    found = evaluate_model(open_model(options.model), images)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found)))
+    else:
+        low, high = found.interval
+        print(f"{found.top1:.2%} ({found.correct:,} of {found.count:,} of {found.data}; 95 %: {low:.2%} to {high:.2%})")
+
+
+def _export(options: argparse.Namespace) -> None:
+    if options.format not in FORMATS:
+        raise unknown("format", options.format, FORMATS, where="--format")
+    if options.quantize is not None and options.quantize not in FORMATS[options.format]:
+        raise unknown("number format", options.quantize, FORMATS[options.format], where="--quantize")
+    load_keras(debug=options.debug)
+    from keras_resnet.export import to_coreml, to_tflite
+
+    labels = None
+    if options.labels is not None:
+        with open(options.labels, encoding="utf-8") as file:
+            labels = file.read().splitlines()
+    with silenced(not options.debug):
+        if options.format == "coreml":
+            artifact = to_coreml(options.model, options.out, quantize=options.quantize or "float16", labels=labels)
+        else:
+            artifact = to_tflite(
+                options.model,
+                options.out,
+                quantize=options.quantize or "int8",
+                calibration=options.calibration,
+                labels=labels,
+                data=options.data,
+            )
+    print(artifact.path)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    load_keras(debug=options.debug)
+    from keras_resnet.export import verify
+
+    found = verify(options.file, options.model, options.data)
+    if options.json:
+        print(json.dumps(found.as_json()))
+    else:
+        print(
+            f"agreement {found.agreement:.2%} on {found.count:,} images of {found.data}; "
+            f"accuracy {found.file_top1:.2%}, of the network {found.model_top1:.2%}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The command line: one line an error, exit codes, results on stdout."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_resnet import cli
+from keras_resnet.specs import VARIANTS
+from keras_resnet.training.recipes import RECIPES
+from tests.pictures import colour_folder
+
+VERBS = ("quickstart", "list", "inspect", "train", "evaluate", "export", "verify")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "keras_resnet.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_fits_one_screen_and_ends_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([*([verb] if verb else []), "--help"])
+    text = capsys.readouterr().out.rstrip().splitlines()
+    assert left.value.code == 0
+    assert len(text) <= 40
+    assert text[-1].startswith("example: keras-resnet " + verb)
+
+
+def test_help_loads_neither_keras_nor_numpy() -> None:
+    program = "import sys; from keras_resnet import cli; cli._parser(); print({'keras','tensorflow','numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["quikstart"], "unknown command 'quikstart': nearest are quickstart"),
+        (["quickstart", "--epoch", "3"], "unknown option '--epoch': nearest are --epochs"),
+        (["quickstart", "--epochs", "three"], "invalid int value: 'three'"),
+        (["quickstart", "--variant", "cifar_resnet9"], "unknown variant 'cifar_resnet9' (variant=): nearest are"),
+        (["list", "variant"], "unknown list 'variant': valid are variants, recipes, runs"),
+        (["list", "variants", "alexnet"], "no variants match 'alexnet'"),
+        (["inspect", "resnet51"], "unknown variant 'resnet51': nearest are resnet50"),
+        (["inspect"], "the following arguments are required: model"),
+        (["train", "--data", "digits", "--run", "x", "--recipe", "digit"], "unknown recipe 'digit'"),
+        (["train", "--data", "digits", "--run", "x", "--learning-rate", "0"], "learning_rate=0.0 must be above 0"),
+        (["export", "a.keras", "--out", "a.tflite", "--format", "onyx"], "unknown format 'onyx' (--format)"),
+        (["export", "a.keras", "--out", "a.tflite", "--quantize", "int9"], "unknown number format 'int9' (--quantize)"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    assert error.startswith("keras-resnet: ")
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--data", "nowhere/", "--run", "RUN"], "data 'nowhere/' is not there"),
+        (["quickstart", "--data", "nowhere/", "--out", "RUN"], "data 'nowhere/' is not there"),
+        (["evaluate", "nowhere.keras", "--data", "digits"], "'nowhere.keras' does not exist"),
+        (["export", "nowhere.keras", "--out", "RUN/a.tflite", "--quantize", "float32"], "'nowhere.keras' does not exist"),
+        (["verify", "nowhere.tflite", "--model", "x.keras", "--data", "digits"], "is no .tflite file"),
+    ],
+)
+def test_a_failure_is_one_line_and_exit_code_1_and_leaves_nothing(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([argument.replace("RUN", str(tmp_path / "run")) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_traceback_is_shown_with_debug_alone() -> None:
+    quiet = run("inspect", "nowhere.keras")
+    loud = run("evaluate", "nowhere.keras", "--data", "digits", "--debug")
+    assert quiet.returncode == 2
+    assert "Traceback" not in quiet.stderr
+    assert "Traceback" in loud.stderr
+
+
+def test_start_up_messages_of_the_libraries_are_not_shown() -> None:
+    done = run("inspect", "cifar_resnet8")
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m keras_resnet.cli list variants | head -1", shell=True, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("variant")
+    assert done.stderr == ""
+
+
+def test_list_shows_every_variant_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "variants", "--json"]) == 0
+    assert [row["variant"] for row in json.loads(capsys.readouterr().out)] == list(VARIANTS)
+    assert cli.main(["list", "recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in RECIPES)
+
+
+# 12,501,632: mlcommons/tiny's network counted by hand; see tests/reference.py.
+def test_inspect_prints_a_table_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "cifar_resnet8"]) == 0
+    assert "12,501,632" in capsys.readouterr().out
+    assert cli.main(["inspect", "cifar_resnet8", "--json"]) == 0
+    assert "12501632" in capsys.readouterr().out
+    assert cli.main(["inspect", "cifar_resnet8", "--csv"]) == 0
+    assert list(csv.reader(io.StringIO(capsys.readouterr().out)))
+
+
+def test_train_evaluate_export_and_verify_follow_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = str(colour_folder(tmp_path / "colours", count=30))
+    folder, file = str(tmp_path / "runs" / "a"), str(tmp_path / "a.tflite")
+    small = ["--image-size", "16", "--epochs", "6", "--batch-size", "8", "--learning-rate", "0.02"]
+    assert cli.main(["train", "cifar_resnet8", "--data", data, "--run", folder, *small]) == 0
+    assert "% of 9" in capsys.readouterr().out
+    assert cli.main(["list", "runs", str(tmp_path / "runs")]) == 0
+    assert "cifar_resnet8" in capsys.readouterr().out
+    assert cli.main(["evaluate", folder, "--data", data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 90
+    assert cli.main(["export", folder, "--calibration", data, "--out", file]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    assert cli.main(["verify", file, "--model", folder, "--data", data]) == 0
+    assert capsys.readouterr().out.startswith("agreement ")

@@ -24,9 +24,13 @@ def calibration_pixels(
     sample = images.balanced_sample(COUNT)
     pixels = sample.pixels(preprocessing)
     if pixels.shape[1:3] != size:
-        raise InputError(f"calibration images of {images.name!r} are {pixels.shape[1:3]} pixels, the network takes {size}")
+        raise InputError(
+            f"calibration images of {images.name!r} are {pixels.shape[1:3]} pixels, the network takes {size}"
+        )
     if pixels.min() == pixels.max():
-        raise InputError(f"calibration images of {images.name!r} are all of one colour: ranges cannot be measured on them")
+        raise InputError(
+            f"calibration images of {images.name!r} are all of one colour: ranges cannot be measured on them"
+        )
     # The input's range must be 0..255 exactly, so that its scale becomes 1 and an app can hand over raw bytes.
     pixels[0, 0, 0], pixels[0, -1, -1] = 0, 255
     return sample, pixels

@@ -59,8 +59,9 @@ class Normalisation:
 def exact_normalisation(preprocessing: Preprocessing) -> Normalisation:
     """The network's own normalisation, whole, in RGB order: what a float file computes, exact at the border too."""
     step = -1 if preprocessing.order == "bgr" else 1
-    mean, std = np.float64(preprocessing.mean)[::step], np.float64(preprocessing.std)[::step]
-    return Normalisation(tuple(mean * preprocessing.scale), tuple(1 / (std * preprocessing.scale)))
+    mean, std = (np.asarray(values, np.float64)[::step] for values in (preprocessing.mean, preprocessing.std))
+    shift, scale = mean * preprocessing.scale, 1 / (std * preprocessing.scale)
+    return Normalisation(tuple(shift.tolist()), tuple(scale.tolist()))
 
 
 def integer_normalisation(preprocessing: Preprocessing) -> Normalisation:
@@ -85,8 +86,8 @@ def fold(model: keras.Model, normalisation: Normalisation) -> keras.Model:
         raise InputError(f"model {model.name!r} has no layer {STEM!r}: it was not built by keras_resnet")
     if len(model.inputs) != 1 or None in model.inputs[0].shape[1:]:
         raise UsageError(
-            f"model {model.name!r} takes images of shape {model.inputs[0].shape[1:]}: a phone file needs one static size; "
-            "build it with input_shape=(height, width, channels)"
+            f"model {model.name!r} takes images of shape {model.inputs[0].shape[1:]}: a phone file needs one "
+            "static size; build it with input_shape=(height, width, channels)"
         )
 
     def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -117,8 +118,9 @@ def _fold_into(
         kernel = kernel[:, :, ::-1]
     wanted = exact_normalisation(preprocessing)
     # wanted: (p - w) * s; done: y = (p - d) * t; so (p - w) * s = y * (s / t) + (d - w) * s.
-    factor = np.float64(wanted.scale) / np.float64(done.scale)
-    constant = (np.float64(done.shift) - np.float64(wanted.shift)) * np.float64(wanted.scale)
+    scale = np.asarray(wanted.scale, np.float64)
+    factor = scale / np.asarray(done.scale, np.float64)
+    constant = (np.asarray(done.shift, np.float64) - np.asarray(wanted.shift, np.float64)) * scale
     bias = bias + np.einsum("hwcf,c->f", kernel, constant)
     return [(kernel * factor[:, None]).astype(np.float32), bias.astype(np.float32)]
 
@@ -131,8 +133,8 @@ def concrete_function(copy: keras.Model, normalisation: Normalisation | None) ->
 
     def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
         if normalisation is not None:
-            shift, scale = np.float32(normalisation.shift), np.float32(normalisation.scale)
-            image = image - (shift[0] if len(set(shift)) == 1 else shift)
+            shift, scale = np.asarray(normalisation.shift, np.float32), np.asarray(normalisation.scale, np.float32)
+            image = image - (shift[0] if (shift == shift[0]).all() else shift)
             image = image if (scale == 1).all() else image * scale
         return {"scores": copy(image, training=False)}
 

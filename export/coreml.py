@@ -69,7 +69,10 @@ def to_coreml(
             verification=None,
             accuracy_verified=False,
         )
-        value["contract"]["output"] = {"classLabel": "string", "classLabel_probs": f"{len(names)} probabilities by label"}
+        value["contract"]["output"] = {
+            "classLabel": "string",
+            "classLabel_probs": f"{len(names)} probabilities by label",
+        }
         return value
 
     def produce(scratch: Path) -> None:

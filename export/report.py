@@ -81,7 +81,7 @@ def pictures(drawings: Mapping[str, bytes]) -> str:
 
 
 def answers(pixels: np.ndarray, truths: Sequence[str], given: Sequence[str], scores: Sequence[float]) -> str:
-    """Pictures, uint8 [n, height, width, 3], each with the answer given, its score 0..1, and the truth where it differs."""
+    """Pictures, uint8 [n, height, width, 3], with the answer, its score 0..1, and the truth where it differs."""
     items = []
     for image, truth, answer, score in zip(pixels, truths, given, scores, strict=True):
         buffer = io.BytesIO()
@@ -146,7 +146,7 @@ def verification_table(found: Mapping[str, Any] | None, accuracy_verified: bool)
             f"images of {found['data']}": f"{found['count']:,}",
             **rows,
             "largest difference of a score": f"{found['largest_score_difference']:.4f}",
-            "latency on the machine that exported, one thread": f"{latency['median_ms']:.2f} ms (median of {latency['runs']})",
+            "latency where it was exported, one thread": f"{latency['median_ms']:.2f} ms, median of {latency['runs']}",
         }
     )
 

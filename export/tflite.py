@@ -128,13 +128,15 @@ def _representative(pixels: np.ndarray) -> Callable[[], Any]:
 
 
 def _check_contract(file: TfliteFile, form: Form) -> None:
-    """An int8 file must hold integers alone and take raw bytes; the converter does not say when it gives something else."""
+    """An int8 file must hold integers alone and take raw bytes; the converter gives other things without a word."""
     if file.input["dtype"].__name__ != form.input_type:
         raise ExportError(f"the converter gave an input of {file.input['dtype'].__name__}, not {form.input_type}")
     if not form.calibrated:
         return
     if file.input["quantization"] != (1.0, 0):
-        raise ExportError(f"the converter gave an input of scale and zero point {file.input['quantization']}, not (1, 0)")
+        raise ExportError(
+            f"the converter gave an input of scale and zero point {file.input['quantization']}, not (1, 0)"
+        )
     if file.float_tensors:
         raise ExportError(f"the converter left floating-point tensors: {', '.join(file.float_tensors[:3])}")
 

@@ -104,7 +104,11 @@ def compare(
 
 
 def verify_tflite(
-    file: TfliteFile, model_scores: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, labels: np.ndarray, data: str
+    file: TfliteFile,
+    model_scores: Callable[[np.ndarray], np.ndarray],
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    data: str,
 ) -> Verification:
     """Run a file and its model over the same pixels. Raises ExportError where they agree on too few."""
     latency = measure(lambda: file.answer(pixels[0]))

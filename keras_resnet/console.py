@@ -37,7 +37,7 @@ def load_keras(*, debug: bool = False) -> None:
     if not debug:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with silenced(not debug):
-        import keras  # noqa: F401
+        import keras
 
         if keras.backend.backend() == "tensorflow":
             import tensorflow

@@ -78,7 +78,9 @@ def quickstart(
     images = open_images(data)
     names = ("validation", "test", "training")
     parts = images.split(VALIDATION, TEST)
-    validation, test, training = (replace(p, name=f"{images.name}, {n} part") for p, n in zip(parts, names, strict=True))
+    validation, test, training = (
+        replace(p, name=f"{images.name}, {n} part") for p, n in zip(parts, names, strict=True)
+    )
     run = train(recipe, training, folder / "run", validation=validation, test=test, progress=progress)
 
     stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in images.name)
@@ -161,7 +163,9 @@ def _page(images: Images, recipe: Recipe, run: Run, tflite: Artifact, test: Imag
     return report.page(
         f"{images.name}: from images to a phone",
         intro,
-        report.section("How well each form answers", report.table(HEADER, [r.cells for r in rows], numbers=NUMBERS) + note),
+        report.section(
+            "How well each form answers", report.table(HEADER, [r.cells for r in rows], numbers=NUMBERS) + note
+        ),
         report.section(
             f"The int8 file against the network, on {count['test']:,} test images",
             report.verification_table(tflite.read()["verification"], accuracy_verified=True),
@@ -179,8 +183,9 @@ def _answers(tflite: Artifact, run: Run, test: Images) -> str:
     pixels = test.pixels(preprocessing_of(model))
     scores = TfliteFile(tflite.path, tflite.path.name).scores(pixels)
     given = scores.argmax(axis=-1)
-    wrong = np.flatnonzero(given != test.labels)
-    right = np.random.default_rng(0).permutation(np.flatnonzero(given == test.labels))
+    shuffled = np.random.default_rng(0).permutation(len(test))  # the images stand in order of their classes
+    is_right = (given == test.labels)[shuffled]
+    wrong, right = shuffled[~is_right], shuffled[is_right]
     order = [*wrong[:SHOWN_WRONG], *right][:SHOWN]
     shown = report.answers(
         pixels[order],

@@ -166,7 +166,12 @@ def test_other_forms_answer_nearly_as_the_network_does(quantize: str, tmp_path: 
 def test_an_artifact_is_a_file_with_its_labels_manifest_and_page(tmp_path: Path) -> None:
     pixels = photographs(10)
     artifact = to_tflite(network("basic"), tmp_path / "new" / "a.tflite", quantize="float32", data=images_of(pixels))
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.html", "a.json", "a.labels.txt", "a.tflite"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "a.html",
+        "a.json",
+        "a.labels.txt",
+        "a.tflite",
+    ]
     manifest = artifact.read()
     assert manifest["sha256"] == sha256_of(artifact.path)
     assert manifest["size_bytes"] == artifact.path.stat().st_size
@@ -191,7 +196,9 @@ def test_a_network_is_opened_from_a_file_or_a_variant_with_weights(tmp_path: Pat
         assert np.array_equal(open_model(source).predict(x, verbose=0), model.predict(x, verbose=0))
 
 
-@pytest.mark.parametrize("source", ["resnet18", "nowhere.keras", "resnet18:nowhere.weights.h5", "resnet51:a.weights.h5"])
+@pytest.mark.parametrize(
+    "source", ["resnet18", "nowhere.keras", "resnet18:nowhere.weights.h5", "resnet51:a.weights.h5"]
+)
 def test_a_model_that_is_not_there_is_refused(source: str) -> None:
     with pytest.raises((UsageError, InputError)):
         open_model(source)
@@ -309,7 +316,9 @@ def test_labels_default_to_numbers() -> None:
 
 
 @pytest.mark.parametrize("package", ["ai_edge_litert.interpreter", "coremltools"])
-def test_a_missing_package_is_said_with_its_extra(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_said_with_its_extra(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, package, None)
     model = network("basic")
     with pytest.raises(MissingExtraError, match=r"keras-resnet-edge\[(tflite|coreml)\]"):
@@ -341,7 +350,9 @@ def test_core_ml_normalises_as_the_network_was_trained(tmp_path: Path) -> None:
     whole = exact_normalisation(IMAGENET)
     asked = Normalisation(whole.shift, (1 / 255,) * 3)
     model = network("basic")
-    package = convert_to_coreml(coremltools, concrete_function(fold(model, asked), None), asked, list("vwxyz"), "FLOAT32")
+    package = convert_to_coreml(
+        coremltools, concrete_function(fold(model, asked), None), asked, list("vwxyz"), "FLOAT32"
+    )
     program = package._mil_program.functions["main"]
     first = {op.op_type: op for op in list(program.operations)[:12] if op.op_type in ("mul", "add")}
     np.testing.assert_allclose(first["mul"].y.val, 1 / 255, rtol=1e-6)

@@ -33,7 +33,7 @@ def shift_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def affine(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Turn by up to 0.2 radians, scale and shear by up to a tenth, move by up to a sixteenth of the side: handwriting."""
+    """Turn by up to 0.2 radians, scale and shear by up to a tenth, move by up to a sixteenth: for handwriting."""
     sides = tf.cast(tf.shape(images)[2:0:-1], tf.float32)
     draws = tf.random.stateless_uniform([tf.shape(images)[0], 5], seed, -1.0, 1.0)
     angle, scale, shear = 0.2 * draws[:, 0], 1 + 0.1 * draws[:, 1], 0.1 * draws[:, 2]

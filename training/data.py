@@ -27,7 +27,7 @@ DIGITS_SIDE = 32
 
 @dataclass(frozen=True)
 class Images:
-    """Indexed, immutable, labelled pictures: `images[i]` is (pixels uint8 [height, width, 3], label), the same for ever.
+    """Indexed, immutable, labelled pictures: `images[i]` is (uint8 [height, width, 3], label), the same for ever.
 
     classes: names, in the order of the labels; labels: int64 [n]; items: what `decode` turns into a picture.
     """
@@ -72,7 +72,7 @@ class Images:
         parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
         for label in range(len(self.classes)):
             members = rng.permutation(np.flatnonzero(self.labels == label))
-            ends = np.round(np.cumsum([0, *fractions]) * len(members)).astype(int).tolist() + [len(members)]
+            ends = [*np.round(np.cumsum([0, *fractions]) * len(members)).astype(int).tolist(), len(members)]
             for part, start, end in zip(parts, ends[:-1], ends[1:], strict=True):
                 part.extend(members[start:end])
         return [self.take(sorted(part), f"{self.name}[{i}]") for i, part in enumerate(parts) if part]
@@ -102,9 +102,7 @@ def open_images(source: str | os.PathLike[str]) -> Images:
     elif path.suffix == ".npz" and path.is_file():
         images = _open_npz(path)
     else:
-        raise InputError(
-            f"data {str(source)!r} is not there: give 'digits', a folder of class folders, or a .npz file"
-        )
+        raise InputError(f"data {str(source)!r} is not there: give 'digits', a folder of class folders, or a .npz file")
     if len(images.classes) < 2 or len(np.unique(images.labels)) < 2:
         raise InputError(
             f"data {str(source)!r} has one class only ({', '.join(images.classes)}): "
@@ -159,7 +157,9 @@ def _open_npz(path: Path) -> Images:
     labels = labels.reshape(-1).astype(np.int64)
     classes = classes or tuple(str(i) for i in range(int(labels.max()) + 1))
     if labels.min() < 0 or labels.max() >= len(classes):
-        raise InputError(f"data {str(path)!r}: labels go from {labels.min()} to {labels.max()} for {len(classes)} classes")
+        raise InputError(
+            f"data {str(path)!r}: labels go from {labels.min()} to {labels.max()} for {len(classes)} classes"
+        )
     return Images(path.stem, classes, labels, list(images), Image.fromarray)
 
 

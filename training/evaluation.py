@@ -63,7 +63,8 @@ def scores_of(model: keras.Model, batch_size: int = 64) -> Callable[[np.ndarray]
 
     def scores(pixels: np.ndarray) -> np.ndarray:
         parts = [
-            np.asarray(model.predict_on_batch(preprocess_input(batch, model))) for batch in batches_of(pixels, batch_size)
+            np.asarray(model.predict_on_batch(preprocess_input(batch, model)))
+            for batch in batches_of(pixels, batch_size)
         ]
         return np.concatenate(parts)
 

@@ -11,9 +11,7 @@ import numpy as np
 from keras_resnet.errors import missing_extra
 
 
-def curves(
-    history: list[dict[str, float]], names: Sequence[str] = ("loss", "accuracy"), kind: str = "png"
-) -> bytes:
+def curves(history: list[dict[str, float]], names: Sequence[str] = ("loss", "accuracy"), kind: str = "png") -> bytes:
     """The named quantities over the epochs, in training and validation, side by side; kind: "png" or "svg"."""
     figure = _figure(4.5 * len(names), 3.2)
     epochs = [int(row["epoch"]) for row in history]

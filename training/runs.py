@@ -20,7 +20,7 @@ from typing import Any
 
 from keras_resnet.errors import InputError
 from keras_resnet.files import write_json, write_text
-from keras_resnet.training.recipes import Recipe, recipe_of
+from keras_resnet.training.recipes import Recipe
 
 PACKAGES = ("keras-resnet-edge", "keras", "tensorflow", "numpy", "pillow")
 
@@ -88,8 +88,8 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe as run."""
-        fields = self.read()["recipe"]
-        return recipe_of(Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
+        fields: dict[str, Any] = self.read()["recipe"]
+        return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
     def read_history(self) -> list[dict[str, float]]:
         """A row an epoch; empty where none is finished."""
@@ -126,7 +126,9 @@ def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any
                 )
         return run
     if run.folder.is_dir() and any(run.folder.iterdir()):
-        raise InputError(f"output {str(folder)!r} holds something else: give a folder that is new, empty or an earlier run")
+        raise InputError(
+            f"output {str(folder)!r} holds something else: give a folder that is new, empty or an earlier run"
+        )
     write_json(
         run.description,
         {

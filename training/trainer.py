@@ -80,7 +80,11 @@ def train(
     _compile(model, recipe, steps)
     finished = checkpoint.restore(model, opened.checkpoints)
     history = opened.read_history()[:finished]
-    common = {"classes": len(training.classes), "preprocessing": preprocessing, "batch_size": recipe.batch_size}
+    common: dict[str, Any] = {
+        "classes": len(training.classes),
+        "preprocessing": preprocessing,
+        "batch_size": recipe.batch_size,
+    }
     if finished < recipe.epochs:
         model.fit(
             training_batches(
@@ -122,7 +126,6 @@ def evaluate(run: Run | str | os.PathLike[str], data: str | os.PathLike[str] | I
     value = {**asdict(result), "data_hash": images.hash}
     write_json(run.evaluation, value)
     return value
-
 
 
 def _images(source: str | os.PathLike[str] | Images) -> Images:

@@ -36,7 +36,9 @@ def nearest(value: object, valid: Iterable[object], count: int = 3) -> list[str]
     names = [str(name) for name in valid]
     if len(names) <= count:
         return names
-    return difflib.get_close_matches(str(value), names, n=count, cutoff=0.5) or sorted(names)[: 2 * count]
+    begun = [name for name in names if value and name.startswith(str(value))]
+    close = difflib.get_close_matches(str(value), names, n=count, cutoff=0.5)
+    return list(dict.fromkeys([*begun, *close]))[:count] or sorted(names)[: 2 * count]
 
 
 def unknown(what: str, value: object, valid: Iterable[object], *, where: str = "", show_all: str = "") -> UsageError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from keras_resnet.errors import InputError, UsageError, unknown
 
@@ -40,10 +41,14 @@ class Preprocessing:
             raise unknown("interpolation", self.interpolation, INTERPOLATIONS, where="interpolation=")
         if self.order not in ORDERS:
             raise unknown("channel order", self.order, ORDERS, where="order=")
+        if not (isinstance(self.resize, int) and isinstance(self.crop, int)):
+            raise UsageError(f"resize={self.resize!r} and crop={self.crop!r} must be whole numbers of pixels")
         if self.resize < 0 or self.crop < 0 or (self.resize and self.resize < self.crop):
             raise UsageError(f"resize={self.resize} and crop={self.crop}: each 0 (none) or more, resize not below crop")
         if len(self.mean) != len(self.std) or not self.mean:
             raise UsageError(f"mean={self.mean} and std={self.std} must have one value a channel")
+        if not np.all(np.isfinite((self.scale, *self.mean, *self.std))):
+            raise UsageError(f"scale={self.scale}, mean={self.mean}, std={self.std} must be finite numbers")
         if self.scale <= 0 or min(self.std) <= 0:
             raise UsageError(f"scale={self.scale} and every std={self.std} must be above 0")
 
@@ -67,7 +72,7 @@ class Preprocessing:
         if self.order == "bgr":
             images = images[..., ::-1]
         x = images.astype(np.float32) / np.float32(self.scale)
-        return (x - np.float32(self.mean)) / np.float32(self.std)
+        return (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
 
 IMAGENET = Preprocessing()
@@ -82,26 +87,31 @@ _PATTERN = re.compile(
 
 def _number(value: float) -> str:
     """The shortest digits that read back as the same number, without an exponent, as a layer name allows them."""
-    return np.format_float_positional(value, trim="-")
+    return np.format_float_positional(float(value), trim="-")
 
 
 def parse(layer_name: str) -> Preprocessing | None:
-    """The value in a layer's name; None where the name is not one of ours. Raises InputError for a later version."""
+    """The value in a layer's name; None where the name is not one of ours.
+
+    Raises InputError for a later version, and for numbers or words that no version of this package writes.
+    """
     match = _PATTERN.fullmatch(layer_name)
     if match is None:
         if re.match(r"preprocessing\d+\.r", layer_name):
             raise InputError(f"layer {layer_name!r} was written by a later version: upgrade keras-resnet-edge")
         return None
-    numbers = {key: tuple(float(value) for value in match[key].split("_")) for key in ("mean", "std")}
-    return Preprocessing(
-        resize=int(match["resize"]),
-        crop=int(match["crop"]),
-        interpolation=match["interpolation"],
-        order=match["order"],
-        scale=float(match["scale"]),
-        mean=numbers["mean"],
-        std=numbers["std"],
-    )
+    try:
+        return Preprocessing(
+            resize=int(match["resize"]),
+            crop=int(match["crop"]),
+            interpolation=match["interpolation"],
+            order=match["order"],
+            scale=float(match["scale"]),
+            mean=tuple(float(value) for value in match["mean"].split("_")),
+            std=tuple(float(value) for value in match["std"].split("_")),
+        )
+    except ValueError as error:
+        raise InputError(f"layer {layer_name!r} does not name a preprocessing: {error}") from error
 
 
 def preprocessing_of(model: Any) -> Preprocessing:
@@ -122,3 +132,26 @@ def preprocess_input(images: Any, model: Any) -> np.ndarray:
     Raises InputError where the channels differ or the model does not carry its preprocessing.
     """
     return preprocessing_of(model).normalise(images)
+
+
+def fit_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """A picture as RGB pixels at the network's size: short side resized, centre cropped, as torchvision does both.
+
+    Returns uint8 [height, width, 3]; the crop's size where one is set. EXIF orientation is applied; grey, palette and
+    transparent pictures become RGB. Source: torchvision.transforms.functional, `resize` and `center_crop`.
+    Raises InputError where a picture without resize is smaller than the crop.
+    """
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    if preprocessing.resize:
+        width, height = image.size
+        short, long = min(width, height), max(width, height)
+        other = int(preprocessing.resize * long / short)
+        size = (preprocessing.resize, other) if width <= height else (other, preprocessing.resize)
+        image = image.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
+    if not preprocessing.crop:
+        return np.asarray(image)
+    crop, (width, height) = preprocessing.crop, image.size
+    if min(width, height) < crop:
+        raise InputError(f"a picture of {width}x{height} pixels is smaller than the crop of {crop}: set a resize")
+    left, top = round((width - crop) / 2.0), round((height - crop) / 2.0)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))

@@ -6,6 +6,8 @@ Pure data. `models.build` turns a `Spec` into a network; nothing here knows Kera
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,6 +79,8 @@ def _check(spec: Spec) -> None:
     for name, valid in choices.items():
         if getattr(spec, name) not in valid:
             raise unknown(name, getattr(spec, name), valid, where=f"{name}=")
+    if not isinstance(spec.conv_bias, tuple):
+        raise UsageError(f"conv_bias={spec.conv_bias!r} must be a tuple of names out of {', '.join(CONVOLUTIONS)}")
     for name in spec.conv_bias:
         if name not in CONVOLUTIONS:
             raise unknown("convolution", name, CONVOLUTIONS, where="conv_bias=")
@@ -97,24 +101,66 @@ def _check(spec: Spec) -> None:
             f"groups={spec.groups}, width_per_group={spec.width_per_group} need block='bottleneck': "
             "a basic block has groups=1, width_per_group=64"
         )
+    for name in ("shortcut_bn", "preactivation", "zero_last_gamma"):
+        if not isinstance(getattr(spec, name), bool):
+            raise UsageError(f"{name}={getattr(spec, name)!r} must be True or False")
     for name in ("stochastic_depth", "dropout", "momentum"):
-        if not 0 <= getattr(spec, name) < 1:
-            raise UsageError(f"{name}={getattr(spec, name)!r} must be at least 0 and below 1")
-    if not spec.epsilon > 0:
-        raise UsageError(f"epsilon={spec.epsilon!r} must be above 0")
+        if not (_is_number(getattr(spec, name)) and 0 <= getattr(spec, name) < 1):
+            raise UsageError(f"{name}={getattr(spec, name)!r} must be a number of at least 0 and below 1")
+    if not (_is_number(spec.epsilon) and spec.epsilon > 0):
+        raise UsageError(f"epsilon={spec.epsilon!r} must be a number above 0")
+    if not _is_number(spec.gate_bias):
+        raise UsageError(f"gate_bias={spec.gate_bias!r} must be a number")
+    _check_shortcut(spec)
+
+
+def _check_shortcut(spec: Spec) -> None:
+    narrows = any(behind < before for before, behind in zip(spec.widths, spec.widths[1:], strict=False))
+    if spec.shortcut in ("A", "highway") and narrows:
+        raise UsageError(
+            f"widths={spec.widths} with shortcut={spec.shortcut!r}: these shortcuts add channels of zeros and cannot "
+            "take any away; let widths grow, or use shortcut='B'"
+        )
+    if spec.shortcut == "none" and (spec.stochastic_depth or spec.zero_last_gamma):
+        raise UsageError(
+            f"stochastic_depth={spec.stochastic_depth}, zero_last_gamma={spec.zero_last_gamma} with shortcut='none': "
+            "without a shortcut nothing is left of a dropped or zeroed block; use 0 and False, or another shortcut"
+        )
 
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:
+    names = [field.name for field in dataclasses.fields(Spec)]
+    for name, value in changes.items():
+        if name not in names:
+            raise unknown("option", name, names, where=f"{name}={value!r}")
+    return replace(spec, **{name: _plain(value) for name, value in changes.items()})
+
+
+def _plain(value: Any) -> Any:
+    """Lists as tuples, NumPy's whole numbers as Python's."""
+    if isinstance(value, list):
+        return tuple(value)
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
+
+
 def cifar(depth: int, block: str = "basic", **changes: Any) -> Spec:
     """The CIFAR form of a given depth (arXiv:1512.03385, section 4.2): three stages of equal length, shortcut A.
 
-    depth: 6n + 2 for "basic" blocks, 9n + 2 for "bottleneck" ones. Raises UsageError for any other.
+    depth: 6n + 2 for "basic" blocks, 9n + 2 for "bottleneck" ones; **changes replace fields of the spec.
+    Raises UsageError for any other depth, block or field.
     """
     if block not in BLOCKS:
         raise unknown("block", block, BLOCKS, where="block=")
+    if not _is_positive(depth):
+        raise UsageError(f"depth={depth!r} must be a whole number from 1 up")
     layers = {"basic": 6, "bottleneck": 9}[block]
     blocks, rest = divmod(depth - 2, layers)
     if rest or blocks < 1:
@@ -132,7 +178,7 @@ def cifar(depth: int, block: str = "basic", **changes: Any) -> Spec:
         input_size=32,
         classes=10,
     )
-    return replace(row, **changes)
+    return _changed(row, changes)
 
 
 # Stride on the 3x3, no bias: torchvision, timm, fb.resnet.torch ("v1.5").
@@ -152,7 +198,7 @@ _IMAGENET: dict[str, Spec] = {
     "plain34": Spec("basic", depths=(3, 4, 6, 3), shortcut="none"),
 }
 
-_KERAS = {"epsilon": 1.001e-5, "momentum": 0.99}  # keras.applications, whose weights these forms load
+_KERAS: dict[str, Any] = {"epsilon": 1.001e-5, "momentum": 0.99}  # keras.applications, whose weights these forms load
 
 # Stride on the first 1x1: the paper's form, Caffe's and keras.applications' (whose biases fold away).
 _V1 = {f"resnet{n}_v1": replace(_IMAGENET[f"resnet{n}"], stride_on="1x1", **_KERAS) for n in (50, 101, 152)}
@@ -169,7 +215,7 @@ _KERAS_V2 = {
     f"resnet{n}_v2": replace(
         _IMAGENET[f"resnet{n}"],
         stride_block="last",
-        conv_bias=("stem_conv", "shortcut_conv", "conv3"),
+        conv_bias=("stem_conv", "conv3", "shortcut_conv"),
         **_PREACTIVATION,
         **_KERAS,
     )
@@ -208,16 +254,13 @@ def list_variants(pattern: str = "") -> list[str]:
 def spec_of(variant: str | Spec, **changes: Any) -> Spec:
     """The spec of a variant, or a spec itself, with some fields replaced.
 
-    Raises UsageError for an unknown variant or field (the nearest names are offered) and for values that make no network.
+    Raises UsageError for an unknown variant or field (the nearest names are offered), and for values that make no
+    network.
     """
     if isinstance(variant, Spec):
         spec = variant
-    elif variant in VARIANTS:
+    elif isinstance(variant, str) and variant in VARIANTS:
         spec = VARIANTS[variant]
     else:
         raise unknown("variant", variant, VARIANTS, where="variant=", show_all="`keras-resnet list variants`")
-    names = [field.name for field in dataclasses.fields(Spec)]
-    for name, value in changes.items():
-        if name not in names:
-            raise unknown("option", name, names, where=f"{name}={value!r}")
-    return replace(spec, **{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()})
+    return _changed(spec, changes)

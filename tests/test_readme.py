@@ -1,0 +1,43 @@
+"""What the README says holds: its table of variants, its Python, its commands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from keras_resnet import cli
+from keras_resnet.specs import VARIANTS
+from tests.layout import ROOT
+from tests.reference import COUNTS
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_the_table_of_variants_is_complete_and_its_figures_are_the_published_ones() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\d, ]+) \| (\d+) \| ([\d,]+) \| ([\d,]+) \|$", TEXT, re.MULTILINE)
+    assert [row[0] for row in rows] == list(VARIANTS)
+    for name, block, depths, pixels, parameters, macs in rows:
+        spec, counts = VARIANTS[name], COUNTS[name]
+        assert (block, int(pixels)) == (spec.block, spec.input_size)
+        assert tuple(map(int, depths.split(", "))) == spec.depths
+        assert (int(parameters.replace(",", "")), int(macs.replace(",", ""))) == (counts.params, counts.macs)
+
+
+@pytest.mark.parametrize("verb", sorted(set(re.findall(r"keras-resnet (\w+)", TEXT))))
+def test_every_verb_that_the_readme_names_is_there(verb: str) -> None:
+    _, verbs = cli._parser()
+    assert verb in verbs
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    assert len(SNIPPETS) == 4
+    for snippet in SNIPPETS:
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert (tmp_path / "digits.tflite").is_file()
+    assert (tmp_path / "digits.mlpackage").is_dir()

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet import models
+from keras_resnet.conversion import TENSOR_SUFFIXES, from_torch
 from keras_resnet.depth import recursion_room
 from keras_resnet.errors import InputError, UsageError
 from keras_resnet.preprocessing import Preprocessing, preprocessing_of
@@ -27,9 +28,10 @@ STEM = "stem_conv"
 
 
 def open_model(source: keras.Model | str | os.PathLike[str]) -> keras.Model:
-    """A model from itself, a run folder, a `.keras` file, or "VARIANT:WEIGHTS" with a weights file.
+    """A model from itself, a run folder, a `.keras` file, a PyTorch or safetensors file, or "VARIANT:WEIGHTS".
 
-    Raises UsageError or InputError where the source is none of these.
+    WEIGHTS is whatever `build` takes: "imagenet", a tag, hf://..., a path. Raises UsageError or InputError where the
+    source is none of these.
     """
     if isinstance(source, keras.Model):
         return source
@@ -42,10 +44,19 @@ def open_model(source: keras.Model | str | os.PathLike[str]) -> keras.Model:
         return load_model(run.model)
     if path.suffix == ".keras":
         return load_model(path)
+    if path.suffix in TENSOR_SUFFIXES and ":" not in str(source):
+        return from_torch(path)
     variant, colon, weights = str(source).partition(":")
     if colon:
         return models.build(variant, weights=weights)
-    raise UsageError(f"model {str(source)!r} is no run folder, .keras file or VARIANT:WEIGHTS")
+    raise UsageError(f"model {str(source)!r} is no run folder, .keras, .safetensors or .pth file, or VARIANT:WEIGHTS")
+
+
+def labels_of(source: keras.Model | str | os.PathLike[str]) -> tuple[str, ...] | None:
+    """The class names that a source itself knows: those of a run folder; None for the others."""
+    if isinstance(source, keras.Model) or not Path(source).is_dir():
+        return None
+    return tuple(Run(Path(source)).read()["data"]["classes"])
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,14 @@ import tensorflow as tf
 from keras_resnet.errors import missing_extra, unknown
 from keras_resnet.export import report
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
-from keras_resnet.export.concrete import Normalisation, concrete_function, exact_normalisation, fold, open_model
+from keras_resnet.export.concrete import (
+    Normalisation,
+    concrete_function,
+    exact_normalisation,
+    fold,
+    labels_of,
+    open_model,
+)
 from keras_resnet.export.metadata import check_labels, describe
 from keras_resnet.preprocessing import preprocessing_of
 
@@ -38,7 +45,8 @@ def to_coreml(
     """Export a network to a Core ML package (ML program, iOS 16 up).
 
     source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; path: the .mlpackage, with .labels.txt, .json and
-    .html beside it. quantize: "float16" or "float32". labels: a distinct name a class; default numbers.
+    .html beside it. quantize: "float16" or "float32". labels: a distinct name a class; default those of the run, else
+    numbers.
 
     The package takes an RGB image `image` of the network's size, 0..255, and gives `classLabel` and
     `classLabel_probs`; the normalisation is inside, exact at the border. Not verified: Core ML runs on macOS alone.
@@ -48,7 +56,7 @@ def to_coreml(
         raise unknown("number format", quantize, PRECISIONS, where="quantize=")
     target = check_target(path, ".mlpackage")
     model = open_model(source)
-    names = check_labels(labels, model.outputs[0].shape[-1])
+    names = check_labels(labels or labels_of(source), model.outputs[0].shape[-1])
     preprocessing = preprocessing_of(model)
     # The image input of Core ML takes one scale for all channels, so each channel's own part goes into the stem.
     whole = exact_normalisation(preprocessing)

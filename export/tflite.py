@@ -20,6 +20,7 @@ from keras_resnet.export.concrete import (
     exact_normalisation,
     fold,
     integer_normalisation,
+    labels_of,
     open_model,
 )
 from keras_resnet.export.metadata import check_labels, describe
@@ -61,8 +62,8 @@ def to_tflite(
     source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; path: the .tflite file, with .labels.txt, .json
     and .html beside it. quantize: "float32", "float16", "dynamic" or "int8" (full integer, uint8 [1, H, W, 3] in with
     scale 1 and zero point 0); every form takes RGB pixels 0..255. calibration: images for int8, never those that it is
-    judged on. labels: a name a class; default those of `calibration` or `data`, else numbers. data: labelled images to
-    verify on; without, the calibration images serve, and the manifest says that accuracy is not verified.
+    judged on. labels: a name a class; default those of the run, `data` or `calibration`, else numbers. data: labelled
+    images to verify on; without, the calibration images serve, and the manifest says that accuracy is not verified.
 
     Raises UsageError, InputError before the conversion starts, ExportError where the file is not what it must be;
     nothing is written then.
@@ -79,7 +80,8 @@ def to_tflite(
         sample, pixels = calibration_pixels(calibration, preprocessing, model.inputs[0].shape[1:3])
     images = data if data is None or isinstance(data, Images) else open_images(data)
     judged = images or sample
-    names = check_labels(labels or (judged.classes if judged else None), model.outputs[0].shape[-1])
+    known = labels_of(source) or (judged.classes if judged else None)
+    names = check_labels(labels or known, model.outputs[0].shape[-1])
 
     normalisation = integer_normalisation(preprocessing) if form.calibrated else exact_normalisation(preprocessing)
     folded = fold(model, normalisation)

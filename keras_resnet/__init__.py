@@ -1,4 +1,4 @@
-"""Residual networks in Keras: built, trained, exported to a phone, and proved. The public names, loaded when touched."""
+"""Residual networks in Keras: built, trained, exported to a phone, proved. The public names, loaded when touched."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from keras_resnet.lazy import lazy
 if TYPE_CHECKING:
     from keras_resnet import export as export
     from keras_resnet import training as training
+    from keras_resnet.conversion import from_torch, save_weights_as
     from keras_resnet.models import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, build, features, freeze
     from keras_resnet.preprocessing import Preprocessing, preprocess_input, preprocessing_of
     from keras_resnet.profiling import profile
+    from keras_resnet.registry import WEIGHTS, list_weights
     from keras_resnet.rematerialisation import rematerialise
     from keras_resnet.specs import VARIANTS, Spec, cifar, list_variants
     from keras_resnet.weights import load_model, load_weights
@@ -22,9 +24,11 @@ __version__ = "0.1.0"
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "conversion": ("from_torch", "save_weights_as"),
         "models": ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152", "build", "features", "freeze"),
         "preprocessing": ("Preprocessing", "preprocess_input", "preprocessing_of"),
         "profiling": ("profile",),
+        "registry": ("WEIGHTS", "list_weights"),
         "rematerialisation": ("rematerialise",),
         "specs": ("VARIANTS", "Spec", "cifar", "list_variants"),
         "weights": ("load_model", "load_weights"),
@@ -35,6 +39,7 @@ __getattr__, __dir__ = lazy(
 
 __all__ = [
     "VARIANTS",
+    "WEIGHTS",
     "Preprocessing",
     "ResNet18",
     "ResNet34",
@@ -47,12 +52,15 @@ __all__ = [
     "export",
     "features",
     "freeze",
+    "from_torch",
     "list_variants",
+    "list_weights",
     "load_model",
     "load_weights",
     "preprocess_input",
     "preprocessing_of",
     "profile",
     "rematerialise",
+    "save_weights_as",
     "training",
 ]

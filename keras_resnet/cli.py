@@ -102,8 +102,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--out", default="quickstart", metavar="FOLDER", help="where to write (default: quickstart)")
     _recipe_options(one, ("variant", "image_size", "epochs", "batch_size", "learning_rate", "seed"))
 
-    one = verb("list", _list, "list variants, recipes or runs", "keras-resnet list variants resnet50")
-    one.add_argument("what", help="variants, recipes or runs")
+    one = verb("list", _list, "list variants, weights, recipes or runs", "keras-resnet list weights resnet50")
+    one.add_argument("what", help="variants, weights, recipes or runs")
     one.add_argument("pattern", nargs="?", default="", help="part of a name; for runs: the folder that holds them")
     one.add_argument("--json", action="store_true")
 
@@ -149,7 +149,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "write a file for a phone, with its labels, manifest and report beside it",
         "keras-resnet export runs/a --format tflite --quantize int8 --calibration photos/ --out a.tflite",
     )
-    one.add_argument("model", help="a run folder, a .keras file or VARIANT:WEIGHTS")
+    one.add_argument("model", help="a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS")
     one.add_argument("--format", default="tflite", help=f"one of: {', '.join(FORMATS)} (default: tflite)")
     one.add_argument("--quantize", help="tflite: int8 (default), dynamic, float16, float32; coreml: float16, float32")
     one.add_argument("--calibration", help="images that set int8's ranges; not those of --data")
@@ -164,7 +164,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "keras-resnet verify a.tflite --model runs/a --data photos-test/",
     )
     one.add_argument("file", help="a .tflite file")
-    one.add_argument("--model", required=True, help="a run folder, a .keras file or VARIANT:WEIGHTS")
+    one.add_argument(
+        "--model", required=True, help="a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
+    )
     one.add_argument("--data", required=True, help="'digits', a folder of class folders, or a .npz")
     one.add_argument("--json", action="store_true")
     return parser, verbs
@@ -194,7 +196,7 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    tables = {"variants": _variant_rows, "recipes": _recipe_rows, "runs": _run_rows}
+    tables = {"variants": _variant_rows, "weights": _weight_rows, "recipes": _recipe_rows, "runs": _run_rows}
     if options.what not in tables:
         raise unknown("list", options.what, tables)
     rows = tables[options.what](options.pattern)
@@ -226,6 +228,20 @@ def _variant_rows(pattern: str) -> list[dict[str, Any]]:
                 "size": spec.input_size,
                 "classes": spec.classes,
             }
+        )
+    return rows
+
+
+def _weight_rows(pattern: str) -> list[dict[str, Any]]:
+    from keras_resnet.registry import WEIGHTS, list_weights
+
+    rows = []
+    for tag in list_weights(pattern):
+        row = WEIGHTS[tag]
+        best = row.accuracy[0]
+        top1 = f"{best.top1:.2f} % at {best.crop}"
+        rows.append(
+            {"weights": tag, "variant": row.variant, "classes": row.classes, "top1": top1, "licence": row.licence}
         )
     return rows
 

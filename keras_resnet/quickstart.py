@@ -86,7 +86,7 @@ def quickstart(
     stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in images.name)
     with silenced(not debug):
         tflite = to_tflite(run.folder, folder / f"{stem}-int8.tflite", calibration=training, data=test)
-        coreml = to_coreml(run.folder, folder / f"{stem}.mlpackage", labels=images.classes)
+        coreml = to_coreml(run.folder, folder / f"{stem}.mlpackage")
     rows = _rows(run, tflite, coreml, test)
     write_json(folder / "quickstart.json", {"rows": [asdict(row) for row in rows], "versions": versions()})
     write_text(folder / "report.html", _page(images, recipe, run, tflite, test, rows))

@@ -1,60 +1,114 @@
-"""Read and write weights and models: the room that touches their files.
+"""Find weights, wherever they live, and fill models with them: the room that touches their files.
 
-Takes a model or a path; gives a model, filled whole or not at all. What the layers are called is `blocks.py`'s.
+Takes a model and a tag, an address on the hub or a path; the model is filled whole or not at all. What layers are
+called is `blocks.py`'s, what other libraries call them `naming.py`'s.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
-import numpy as np
 
+from keras_resnet import hub, readers, registry
 from keras_resnet.depth import recursion_room
 from keras_resnet.errors import InputError, UsageError
+from keras_resnet.fitting import fit_tensors
+from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.registry import WeightSet
 
-SUFFIXES = (".weights.h5", ".keras")
+SUFFIXES = (".weights.h5", ".keras")  # Keras' own; `readers.READERS` has the others
+HUB = "hf://"
+Shapes = tuple[tuple[int, ...], ...]  # of the weights of one layer
+
+# What Keras, h5py and zipfile raise on files that are not what their name says; all that mutated files brought up.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
-def check_path(path: str | os.PathLike[str]) -> Path:
-    """A weights file that exists and is of a kind that we read. Raises UsageError (kind) or InputError (absent)."""
-    if str(path) == "imagenet":
+@dataclass(frozen=True)
+class Located:
+    """A weights file on disk, and what is known of it besides."""
+
+    path: Path
+    name: str  # what messages call it
+    weight_set: WeightSet | None = None
+    preprocessing: Preprocessing | None = None
+
+    def preprocessing_at(self, size: int) -> Preprocessing | None:
+        """What images need where the network reads `size` pixels; None where the source does not say."""
+        return self.weight_set.preprocessing_at(size) if self.weight_set else self.preprocessing
+
+
+def locate(weights: str | os.PathLike[str], variant: str | None = None, *, include_top: bool = True) -> Located:
+    """The file behind `weights`: a tag of `registry.WEIGHTS` or "imagenet" for a variant, hf://..., or a path.
+
+    What is not on disk is fetched, and proved whole. Raises UsageError for an unknown tag (the nearest are offered), a
+    set of another variant or another kind of file, InputError for what is absent or cannot be fetched.
+    """
+    if not isinstance(weights, (str, os.PathLike)):
         raise UsageError(
-            "weights='imagenet': published weights are not in this version; "
-            "give weights=None for random ones, or the path of a .weights.h5 or .keras file"
+            f"weights={weights!r} must be a tag, an hf:// address, the path of a file, or None for random ones"
         )
+    text = str(weights)
+    if text.startswith(HUB):
+        path, config = hub.fetch_address(text)
+        return Located(path, text, preprocessing=None if config is None else hub.preprocessing_from_config(config))
+    kinds = (*SUFFIXES, *readers.READERS)
+    if text in registry.WEIGHTS or text == "imagenet" or not (text.endswith(kinds) or Path(text).exists()):
+        row = registry.resolve(text, variant)
+        return Located(hub.fetch(row, include_top=include_top), row.tag, row)
+    return Located(check_path(weights, kinds), text)
+
+
+def check_path(path: str | os.PathLike[str], kinds: Sequence[str] = SUFFIXES) -> Path:
+    """A weights file that exists and is of one of the kinds. Raises UsageError (kind) or InputError (absent)."""
     found = Path(path)
-    if not found.name.endswith(SUFFIXES):
-        raise UsageError(f"weights={str(path)!r} is neither {' nor '.join(SUFFIXES)}: give such a file, or None")
+    if not found.name.endswith(tuple(kinds)):
+        raise UsageError(f"weights={str(path)!r} is of none of the kinds {', '.join(kinds)}: give such a file, or None")
     if not found.is_file():
         raise InputError(f"weights file {str(path)!r} does not exist or is not a file: check the path")
     return found
 
 
-def load_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Fill a model from a `.weights.h5` file of the same network, or from the same layers of a `.keras` file.
+def load_weights(model: keras.Model, weights: str | os.PathLike[str] | Located) -> None:
+    """Fill a model with weights from anywhere, under any naming that is known.
 
-    The file must hold every weight of the model, and nothing else; a model is filled whole or left as it was.
-    Raises UsageError for another kind of file, InputError for one that is absent, damaged or does not fit.
+    weights: a tag of `list_weights()`; `hf://owner/name[@revision][/file]`; a `.safetensors`, PyTorch or
+    keras.applications file; a `.weights.h5` file of the same network, or a `.keras` file with the same layers.
+
+    Every tensor is used and every weight filled, or the model is left as it was. Of a network with another number of
+    classes the backbone is loaded, and a line on stderr says so; a stem of three channels is adapted to others.
+    Raises UsageError for an unknown tag or kind of file, InputError for what is absent, damaged or does not fit.
     """
-    found = check_path(path)
-    before = [variable.numpy() for variable in model.variables] if _is_filled(model) else None
+    located = weights if isinstance(weights, Located) else locate(weights)
+    path = found = located.path
+    if not found.name.endswith(SUFFIXES):
+        for note in fit_tensors(model, readers.read_tensors(found), where=f"{located.name!r}"):
+            print(f"{model.name}: {note}", file=sys.stderr)
+        return
+    before = [variable.numpy() for variable in model.variables]
     try:
-        if found.name.endswith(".keras"):
+        if found.suffix == ".keras":
             _copy(load_model(found), model, found)
         else:
+            _check_h5(found, model)
             model.load_weights(found)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if before is not None:
-            for variable, value in zip(model.variables, before, strict=True):
-                variable.assign(value)
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"weights file {str(path)!r} does not fit {model.name!r}: {_first_line(error)}") from error
+    except InputError:
+        raise  # found before anything was written
+    except _DAMAGE as error:
+        for variable, value in zip(model.variables, before, strict=True):
+            variable.assign(value)
+        raise InputError(f"weights file {str(path)!r} cannot be read: {_first_line(error)}") from error
 
 
 def load_model(path: str | os.PathLike[str]) -> keras.Model:
@@ -68,35 +122,86 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
     try:
         with zipfile.ZipFile(found) as archive:
             config = json.loads(archive.read("config.json"))
-        with recursion_room(len(config["config"].get("layers", ()))):
+        with recursion_room(_count_layers(config)):
             return keras.models.load_model(found, compile=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise InputError(f"{str(path)!r} cannot be loaded as a Keras model: {_first_line(error)}") from error
 
 
+def _count_layers(config: Any) -> int:
+    """Layers in a model's config, those of models within it included."""
+    inner = config["config"].get("layers", ())
+    return len(inner) + sum(map(_count_layers, inner))
+
+
 def _copy(source: keras.Model, target: keras.Model, path: Path) -> None:
-    values = {layer.name: layer.get_weights() for layer in source.layers if layer.weights}
-    wanted = {layer.name: layer for layer in target.layers if layer.weights}
-    missing, unexpected = sorted(wanted.keys() - values.keys()), sorted(values.keys() - wanted.keys())
+    """Fill a model from the layers of the same names, after checking that all of them fit."""
+    have, want = dict(_layers_of(source)), dict(_layers_of(target))
+    missing, unexpected = [name for name in want if name not in have], [name for name in have if name not in want]
     if missing or unexpected:
         raise InputError(
             f"weights file {str(path)!r} does not fit {target.name!r}: "
             f"missing layers {_first(missing)}; unexpected layers {_first(unexpected)}"
         )
-    for name, layer in wanted.items():
-        have, want = [value.shape for value in values[name]], [tuple(weight.shape) for weight in layer.weights]
-        if have != want:
+    for name, layer in want.items():
+        if _shapes(have[name]) != _shapes(layer):
             raise InputError(
-                f"weights file {str(path)!r} does not fit {target.name!r}: layer {name!r} has shapes {have} "
-                f"in the file and {want} in the network"
+                f"weights file {str(path)!r} does not fit {target.name!r}: layer {name!r} has shapes "
+                f"{_shapes(have[name])} in the file and {_shapes(layer)} in the network"
             )
-    for name, layer in wanted.items():
-        layer.set_weights(values[name])
+    for name, layer in want.items():
+        layer.set_weights(have[name].get_weights())
 
 
-def _is_filled(model: keras.Model) -> bool:
-    """Whether the model holds values worth keeping: one fresh from the builder, all zeros, does not."""
-    return any(np.any(layer.get_weights()[0]) for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+def _shapes(layer: keras.layers.Layer) -> Shapes:
+    return tuple(tuple(weight.shape) for weight in layer.weights)
+
+
+def _layers_of(model: keras.Model, prefix: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """The layers that hold weights, by name; those of a model within the model are called base/stem_conv."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from _layers_of(layer, f"{prefix}{layer.name}/")
+        elif layer.weights:
+            yield prefix + layer.name, layer
+
+
+def _check_h5(path: Path, target: keras.Model) -> None:
+    """Raise InputError unless the weights of a `.weights.h5` file are, layer by layer, of the shapes of the model's.
+
+    Keras fills by position and would leave what is over. The names in such files are not looked at: they lie where a
+    damaged file sends HDF5 1.14 into an endless loop.
+    """
+    with h5py.File(path) as file:
+        have = dict(_shapes_in(file))
+    want = {name: _shapes(layer) for name, layer in _layers_of(target)}
+    missing = Counter(want.values()) - Counter(have.values())
+    unexpected = Counter(have.values()) - Counter(want.values())
+    if missing or unexpected:
+        raise InputError(
+            f"weights file {str(path)!r} does not fit {target.name!r}: "
+            f"no weights of the shapes of {_first([name for name in want if want[name] in missing])}; "
+            f"left over {_first([name for name in have if have[name] in unexpected])}"
+        )
+
+
+def _shapes_in(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, Shapes]]:
+    """The layers in a `.weights.h5` file: Keras' numbered name (conv2d_3) and the shapes of the weights."""
+    layers = _members(group).get("layers")
+    for key, layer in _members(layers).items() if layers else ():
+        parts = _members(layer)
+        if "layers" in parts:
+            yield from _shapes_in(layer, f"{prefix}{key}/")
+        elif values := _members(parts["vars"]):
+            yield prefix + key, tuple(values[index].shape for index in sorted(values))
+
+
+def _members(group: h5py.Group) -> dict[str, Any]:
+    """What an HDF5 group holds. A link, which could lead out of the file, is refused before it is followed."""
+    for key in group:
+        if group.id.links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD:
+            raise ValueError(f"{group.name}/{key} is a link, which Keras never writes")
+    return dict(group)
 
 
 def _first(names: list[str], count: int = 3) -> str:

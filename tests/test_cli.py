@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_help_loads_neither_keras_nor_numpy() -> None:
         (["quickstart", "--epoch", "3"], "unknown option '--epoch': nearest are --epochs"),
         (["quickstart", "--epochs", "three"], "invalid int value: 'three'"),
         (["quickstart", "--variant", "cifar_resnet9"], "unknown variant 'cifar_resnet9' (variant=): nearest are"),
-        (["list", "variant"], "unknown list 'variant': valid are variants, recipes, runs"),
+        (["list", "variant"], "unknown list 'variant': nearest are variants"),
         (["list", "variants", "alexnet"], "no variants match 'alexnet'"),
         (["inspect", "resnet51"], "unknown variant 'resnet51': nearest are resnet50"),
         (["inspect"], "the following arguments are required: model"),
@@ -159,3 +160,51 @@ def test_train_evaluate_export_and_verify_follow_one_another(
     assert capsys.readouterr().out == f"{file}\n"
     assert cli.main(["verify", file, "--model", folder, "--data", data]) == 0
     assert capsys.readouterr().out.startswith("agreement ")
+
+
+def small_model(folder: Path) -> str:
+    import keras_resnet
+
+    path = folder / "a.keras"
+    keras_resnet.build("cifar_resnet8").save(path)
+    return str(path)
+
+
+def test_ctrl_c_while_exporting_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "keras_resnet.cli", "export", small_model(tmp_path), "--format", "coreml"]
+    process = subprocess.Popen([*command, "--out", str(out / "a.mlpackage")], stderr=subprocess.PIPE, text=True)
+    while not list(out.glob(".partial-*/*")) and process.poll() is None:  # the converter has begun to write
+        os.sched_yield()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert list(out.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_while_exporting_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["export", small_model(tmp_path), "--quantize", "float32", "--out", str(out / "a.tflite")]
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"  # an OSError in the middle
+    program = f"import sys; {limit}; from keras_resnet.cli import main; sys.exit(main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+def test_a_file_of_pytorchs_names_is_exported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import keras_resnet
+
+    source, out = tmp_path / "a.safetensors", tmp_path / "a.tflite"
+    network = keras_resnet.build("resnet18", depths=(1, 1), widths=(8, 16), classes=5, input_shape=(224, 224, 3))
+    keras_resnet.save_weights_as(network, source)
+    assert cli.main(["export", str(source), "--quantize", "float32", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+
+
+def test_list_weights_shows_accuracy_at_its_crop_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "weights", "timm/resnet50.a1_in1k"]) == 0
+    assert "81.24 % at 288" in capsys.readouterr().out  # timm, results-imagenet.csv

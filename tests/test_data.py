@@ -103,6 +103,12 @@ def test_fractions_that_make_no_split_are_refused(fractions: tuple[float, ...]) 
         open_images("digits").split(*fractions)
 
 
+def test_images_too_few_to_split_are_refused(tmp_path: Path) -> None:
+    few = open_images(colour_folder(tmp_path / "few", count=2))
+    with pytest.raises(InputError, match="has 6 images of 3 classes, too few to set 10% of each class apart"):
+        few.split(0.1)
+
+
 def test_a_balanced_sample_has_as_many_of_each_class_as_can_be() -> None:
     digits = open_images("digits")
     assert np.bincount(digits.balanced_sample(50).labels).tolist() == [5] * 10

@@ -64,9 +64,11 @@ class Images:
     def split(self, *fractions: float, seed: int = 0) -> list[Images]:
         """Disjoint parts in the given fractions, of each class alike; what the fractions leave over comes last.
 
-        The same seed gives the same parts. Raises UsageError for fractions that are not above 0 or pass 1.
+        The same seed gives the same parts. Raises UsageError for fractions that are not above 0 or pass 1, InputError
+        where the images are too few for each part to get one.
         """
-        if min(fractions) <= 0 or sum(fractions) > 1:
+        whole = sum(fractions) > 1 - 1e-9  # 0.7 + 0.2 + 0.1 is a little less than 1
+        if min(fractions) <= 0 or sum(fractions) > 1 + 1e-9:
             raise UsageError(f"fractions {fractions} must each be above 0, and together at most 1")
         rng = np.random.default_rng(seed)
         parts: list[list[int]] = [[] for _ in range(len(fractions) + 1)]
@@ -75,6 +77,11 @@ class Images:
             ends = [*np.round(np.cumsum([0, *fractions]) * len(members)).astype(int).tolist(), len(members)]
             for part, start, end in zip(parts, ends[:-1], ends[1:], strict=True):
                 part.extend(members[start:end])
+        if not all(parts[: len(fractions)]) or not (whole or parts[-1]):
+            raise InputError(
+                f"data {self.name!r} has {len(self)} images of {len(self.classes)} classes, too few to set "
+                f"{', '.join(f'{fraction:.0%}' for fraction in fractions)} of each class apart: give more"
+            )
         return [self.take(sorted(part), f"{self.name}[{i}]") for i, part in enumerate(parts) if part]
 
     def balanced_sample(self, count: int, seed: int = 0) -> Images:

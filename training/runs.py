@@ -106,14 +106,23 @@ class Run:
         write_text(self.history, text.getvalue())
 
 
+def check_run_folder(folder: str | os.PathLike[str]) -> Run:
+    """The run of a folder that is new, empty or an earlier run. Raises InputError for any other."""
+    run = Run(Path(folder))
+    wanted = "give a folder that is new, empty or an earlier run"
+    if run.folder.exists() and not run.folder.is_dir():
+        raise InputError(f"output {str(folder)!r} is a file: {wanted}")
+    if run.folder.is_dir() and any(run.folder.iterdir()) and not run.description.is_file():
+        raise InputError(f"output {str(folder)!r} holds something else: {wanted}")
+    return run
+
+
 def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any]) -> Run:
     """A run folder for a recipe on some data: a new one, or the one that the same call began.
 
     Raises InputError where the folder holds something else: other files, another recipe or other data.
     """
-    run = Run(Path(folder))
-    if run.folder.exists() and not run.folder.is_dir():
-        raise InputError(f"output {str(folder)!r} is a file: give a folder that is new, empty or an earlier run")
+    run = check_run_folder(folder)
     if run.description.is_file():
         before = run.read()
         for part, now in (("recipe", _as_json(recipe)), ("data", data)):
@@ -125,10 +134,6 @@ def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any
                     f"there, {now[key]!r} now): give another folder, or the same values to go on with it"
                 )
         return run
-    if run.folder.is_dir() and any(run.folder.iterdir()):
-        raise InputError(
-            f"output {str(folder)!r} holds something else: give a folder that is new, empty or an earlier run"
-        )
     write_json(
         run.description,
         {

@@ -23,7 +23,7 @@ from keras_resnet.training.augment import AUGMENTATIONS
 from keras_resnet.training.data import Images, evaluation_batches, open_images, training_batches
 from keras_resnet.training.evaluation import evaluate_model
 from keras_resnet.training.recipes import Recipe, recipe_of
-from keras_resnet.training.runs import Run, open_run
+from keras_resnet.training.runs import Run, check_run_folder, open_run
 from keras_resnet.weights import load_model
 
 VALIDATION_FRACTION = 0.1
@@ -52,15 +52,8 @@ def train(
     recipe = recipe_of(recipe)
     if recipe.augmentation not in AUGMENTATIONS:
         raise unknown("augmentation", recipe.augmentation, AUGMENTATIONS, where="augmentation=")
-    training = _images(data)
-    parts = [None if source is None else _images(source) for source in (validation, test)]
-    for part in parts:
-        if part is not None and part.classes != training.classes:
-            raise UsageError(f"data {part.name!r} has classes {part.classes}, but {training.name!r} {training.classes}")
-    held_out, tested = parts
-    if held_out is None:
-        held_out, training = training.split(VALIDATION_FRACTION, seed=0)
-    tested = tested or held_out
+    check_run_folder(run)
+    training, held_out, tested = _open_parts(data, validation, test)
     preprocessing = Preprocessing(resize=recipe.image_size, crop=recipe.image_size, mean=recipe.mean, std=recipe.std)
     keras.utils.set_random_seed(recipe.seed)
     model = models.build(
@@ -113,7 +106,7 @@ def train(
 def evaluate(run: Run | str | os.PathLike[str], data: str | os.PathLike[str] | Images) -> dict[str, Any]:
     """Evaluate a run's best model on labelled images, and write evaluation.json and confusion.png into the run.
 
-    Returns the fields of `Evaluation`. Raises InputError where the classes are not the run's.
+    Returns the fields of `Evaluation`. Raises UsageError where the classes are not the run's.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
     images = _images(data)
@@ -126,6 +119,18 @@ def evaluate(run: Run | str | os.PathLike[str], data: str | os.PathLike[str] | I
     value = {**asdict(result), "data_hash": images.hash}
     write_json(run.evaluation, value)
     return value
+
+
+def _open_parts(data: Any, validation: Any, test: Any) -> tuple[Images, Images, Images]:
+    """The images that train, that choose the epoch, and that the evaluation is on, all of the same classes."""
+    training = _images(data)
+    held_out, tested = (None if source is None else _images(source) for source in (validation, test))
+    for part in (held_out, tested):
+        if part is not None and part.classes != training.classes:
+            raise UsageError(f"data {part.name!r} has classes {part.classes}, but {training.name!r} {training.classes}")
+    if held_out is None:
+        held_out, training = training.split(VALIDATION_FRACTION, seed=0)
+    return training, held_out, tested or held_out
 
 
 def _images(source: str | os.PathLike[str] | Images) -> Images:

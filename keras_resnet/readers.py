@@ -59,7 +59,7 @@ def _read_safetensors(path: Path) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
     try:
-        file = safe_open(path, framework="numpy")
+        file: Any = safe_open(path, framework="numpy")
         names = list(file.keys())
         for name in names:
             if file.get_slice(name).get_dtype() == "BF16":  # a type that NumPy has not

@@ -89,7 +89,8 @@ class Run:
     def recipe(self) -> Recipe:
         """The recipe as run."""
         fields: dict[str, Any] = self.read()["recipe"]
-        return Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return Recipe(**fields)
 
     def read_history(self) -> list[dict[str, float]]:
         """A row an epoch; empty where none is finished."""

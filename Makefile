@@ -30,8 +30,8 @@ lint: $(INSTALLED) ## style, format, direction of imports, types
 	cd .lint && ../$(BIN)/lint-imports --config ../pyproject.toml --no-logo
 	cd .lint && ../$(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache -p keras_resnet
 
-bench: $(INSTALLED) ## every module of benchmarks/
-	@set -e; for file in benchmarks/*.py; do \
+bench: $(INSTALLED) ## every module of benchmarks/, or NAME=building alone, to which ARGS="--rounds 3" goes
+	@set -e; for file in benchmarks/$(or $(NAME),*).py; do \
 		name=$$(basename "$$file" .py); \
 		case "$$name" in __init__ | "*") continue ;; esac; \
 		echo "== benchmarks.$$name"; $(BIN)/python -m "benchmarks.$$name" $(ARGS); \

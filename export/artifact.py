@@ -40,8 +40,12 @@ class Artifact:
             raise InputError(f"{str(self.path)!r} has no readable manifest {self.manifest.name!r}: {error}") from error
 
 
-def check_target(path: str | os.PathLike[str], suffix: str, sources: Sequence[Any] = ()) -> Path:
-    """The path of an export that can be written. Raises UsageError for another suffix or a place that is taken."""
+def check_target(path: str | os.PathLike[str], suffix: str) -> Path:
+    """The path of an export that can be written.
+
+    Raises UsageError for another suffix; InputError for a place that cannot be written, or where something lies that
+    an export of the same name did not write.
+    """
     target = Path(path)
     if target.suffix != suffix:
         raise UsageError(f"output {str(path)!r} must end in {suffix!r}")
@@ -50,7 +54,26 @@ def check_target(path: str | os.PathLike[str], suffix: str, sources: Sequence[An
         raise InputError(f"output {str(path)!r} cannot be written: {str(existing)!r} is a file")
     if not os.access(existing, os.W_OK):
         raise InputError(f"output {str(path)!r} cannot be written: no permission in {str(existing)!r}")
+    artifact = Artifact(target)
+    taken = [place for place in (target, artifact.labels, artifact.manifest, artifact.report) if place.exists()]
+    if taken and not _wrote(artifact):
+        raise InputError(
+            f"output {str(path)!r}: {taken[0].name!r} is there already and does not belong to an export of that name; "
+            "choose another name, or move it away"
+        )
     return target
+
+
+def _wrote(artifact: Artifact) -> bool:
+    """Whether the manifest that lies there is that of this file, and all places hold what an export puts there."""
+    if any(place.is_dir() for place in (artifact.labels, artifact.manifest, artifact.report)):
+        return False
+    if artifact.path.is_dir() != (artifact.path.suffix == ".mlpackage") and artifact.path.exists():
+        return False
+    try:
+        return bool(artifact.read().get("file") == artifact.path.name)
+    except InputError:
+        return False
 
 
 def write_artifact(

@@ -20,7 +20,7 @@ def calibration_pixels(
 
     Raises InputError where the images are not of `size` (height, width) after preprocessing, or all of one colour.
     """
-    images = source if isinstance(source, Images) else open_images(source)
+    images = open_images(source)
     sample = images.balanced_sample(COUNT)
     pixels = sample.pixels(preprocessing)
     if pixels.shape[1:3] != size:

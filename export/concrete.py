@@ -85,21 +85,40 @@ def integer_normalisation(preprocessing: Preprocessing) -> Normalisation:
     return Normalisation((shift,) * channels, (1.0,) * channels)
 
 
+def check_exportable(model: keras.Model) -> Preprocessing:
+    """What the images of a model need, after checking that a phone file can be made of it.
+
+    Raises InputError for a model without our stem or preprocessing, UsageError for one without a static size, with
+    other than three channels, or without a classifier.
+    """
+    preprocessing = preprocessing_of(model)
+    if STEM not in {layer.name for layer in model.layers}:
+        raise InputError(f"model {model.name!r} has no layer {STEM!r}: it was not built by keras_resnet")
+    shape = model.inputs[0].shape[1:]
+    if len(model.inputs) != 1 or None in shape:
+        raise UsageError(
+            f"model {model.name!r} takes images of shape {shape}: a phone file needs one static size; build it with "
+            "input_shape=(height, width, channels)"
+        )
+    if shape[-1] != 3 or len(preprocessing.mean) != 3:
+        raise UsageError(f"model {model.name!r} takes {shape[-1]} channels: phone files take RGB images, of three")
+    if (
+        len(model.outputs) != 1
+        or len(model.outputs[0].shape) != 2
+        or "head_dense" not in {x.name for x in model.layers}
+    ):
+        raise UsageError(f"model {model.name!r} has no classifier: build it with include_top=True")
+    return preprocessing
+
+
 def fold(model: keras.Model, normalisation: Normalisation) -> keras.Model:
     """A float32 copy of a model, batch 1, whose first convolution does what `normalisation` leaves of its own.
 
     The copy takes (pixels - shift) * scale in RGB order, static [1, height, width, channels], and answers as the model
     does on preprocessed images; exact but where the stem's zero padding is seen, and there too for
-    `exact_normalisation`. Raises InputError for a model without our stem, UsageError for one without a static size.
+    `exact_normalisation`. Of a model that `check_exportable` lets pass, or one without its classifier.
     """
     preprocessing = preprocessing_of(model)
-    if STEM not in {layer.name for layer in model.layers}:
-        raise InputError(f"model {model.name!r} has no layer {STEM!r}: it was not built by keras_resnet")
-    if len(model.inputs) != 1 or None in model.inputs[0].shape[1:]:
-        raise UsageError(
-            f"model {model.name!r} takes images of shape {model.inputs[0].shape[1:]}: a phone file needs one "
-            "static size; build it with input_shape=(height, width, channels)"
-        )
 
     def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = {**layer.get_config(), "dtype": "float32"}

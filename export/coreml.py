@@ -22,6 +22,7 @@ from keras_resnet.export import report
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
 from keras_resnet.export.concrete import (
     Normalisation,
+    check_exportable,
     concrete_function,
     exact_normalisation,
     fold,
@@ -29,7 +30,6 @@ from keras_resnet.export.concrete import (
     open_model,
 )
 from keras_resnet.export.metadata import check_labels, describe
-from keras_resnet.preprocessing import preprocessing_of
 
 PRECISIONS: Mapping[str, str] = {"float16": "FLOAT16", "float32": "FLOAT32"}
 _ONE_AT_A_TIME = threading.Lock()  # coremltools keeps the program that it builds in globals
@@ -56,8 +56,8 @@ def to_coreml(
         raise unknown("number format", quantize, PRECISIONS, where="quantize=")
     target = check_target(path, ".mlpackage")
     model = open_model(source)
-    names = check_labels(labels or labels_of(source), model.outputs[0].shape[-1])
-    preprocessing = preprocessing_of(model)
+    preprocessing = check_exportable(model)
+    names = check_labels(labels_of(source) if labels is None else labels, model.outputs[0].shape[-1])
     # The image input of Core ML takes one scale for all channels, so each channel's own part goes into the stem.
     whole = exact_normalisation(preprocessing)
     normalisation = Normalisation(whole.shift, (1 / preprocessing.scale,) * len(whole.shift))
@@ -84,7 +84,7 @@ def to_coreml(
         return value
 
     def produce(scratch: Path) -> None:
-        with _quiet_coremltools(scratch.parent) as coremltools:
+        with _coremltools(scratch.parent) as coremltools:
             package = convert(coremltools, concrete_function(folded, None), normalisation, names, PRECISIONS[quantize])
             package.short_description = f"{model.name}, exported by keras-resnet-edge"
             package.save(str(scratch))
@@ -125,10 +125,12 @@ def _plain_convolution(layer: keras.layers.Conv2D) -> Callable[..., tf.Tensor]:
 
 
 @contextlib.contextmanager
-def _quiet_coremltools(scratch: Path) -> Iterator[Any]:
-    """coremltools, its log and bars silent and its temporary packages in a folder that goes away."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
+def _coremltools(scratch: Path) -> Iterator[Any]:
+    """coremltools, with its temporary packages in a folder that goes away, and without warnings at its import.
+
+    Its progress bars are shown; the command line keeps them off the screen with everything else.
+    """
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # newer TensorFlow than it was tested with, no runtime
     try:
         import coremltools
     except ImportError as error:

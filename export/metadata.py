@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_resnet.errors import UsageError
 from keras_resnet.export.verification import Verification
@@ -19,6 +21,11 @@ def check_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
     """One distinct label a class; numbers where none are given. Raises UsageError for another count or duplicates."""
     if labels is None:
         return tuple(str(i) for i in range(classes))
+    strange = [
+        label for label in labels if not isinstance(label, str) or not label.strip() or len(label.splitlines()) > 1
+    ]
+    if strange:
+        raise UsageError(f"labels: {strange[0]!r} is no text on one line: a label file has a label a line")
     if len(labels) != classes:
         raise UsageError(f"labels: {len(labels)} given for a network of {classes} classes: give one a class")
     seen: set[str] = set()
@@ -27,6 +34,17 @@ def check_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
             raise UsageError(f"labels: {label!r} stands twice; an app could not tell the two classes apart")
         seen.add(label)
     return tuple(labels)
+
+
+def _hash_of(model: keras.Model) -> str:
+    """SHA-256 over names, shapes and bytes of a model's weights: equal for equal weights, however they were saved."""
+    digest = hashlib.sha256()
+    for layer in model.layers:
+        for variable in layer.weights:
+            value = np.asarray(variable.value)
+            digest.update(f"{layer.name}/{variable.name} {value.dtype} {value.shape}\n".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def describe(
@@ -45,7 +63,7 @@ def describe(
         **written,
         "format": format,
         "contract": {"input": {"image": input_type}, "output": {"scores": f"[1, {len(labels)}]"}},
-        "model": {"name": model.name, "parameters": model.count_params()},
+        "model": {"name": model.name, "parameters": model.count_params(), "weights_sha256": _hash_of(model)},
         "preprocessing_inside": asdict(preprocessing_of(model)),
         "labels": list(labels),
         "calibration": None

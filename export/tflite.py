@@ -16,6 +16,7 @@ from keras_resnet.export import report
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
 from keras_resnet.export.calibration import calibration_pixels
 from keras_resnet.export.concrete import (
+    check_exportable,
     concrete_function,
     exact_normalisation,
     fold,
@@ -25,9 +26,8 @@ from keras_resnet.export.concrete import (
 )
 from keras_resnet.export.metadata import check_labels, describe
 from keras_resnet.export.verification import TfliteFile, verify_tflite
-from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images, open_images
-from keras_resnet.training.evaluation import scores_of
+from keras_resnet.training.evaluation import check_classes, scores_of
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,16 @@ def to_tflite(
     if form.calibrated and calibration is None:
         raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     model = open_model(source)
-    preprocessing = preprocessing_of(model)
+    preprocessing = check_exportable(model)
     sample = pixels = None
     if calibration is not None:
         sample, pixels = calibration_pixels(calibration, preprocessing, model.inputs[0].shape[1:3])
-    images = data if data is None or isinstance(data, Images) else open_images(data)
+    images = None if data is None else open_images(data)
     judged = images or sample
+    if judged is not None:
+        check_classes(judged, model.outputs[0].shape[-1], labels_of(source))
     known = labels_of(source) or (judged.classes if judged else None)
-    names = check_labels(labels or known, model.outputs[0].shape[-1])
+    names = check_labels(known if labels is None else labels, model.outputs[0].shape[-1])
 
     normalisation = integer_normalisation(preprocessing) if form.calibrated else exact_normalisation(preprocessing)
     folded = fold(model, normalisation)

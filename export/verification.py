@@ -13,10 +13,10 @@ import numpy as np
 
 from keras_resnet.errors import ExportError, InputError, missing_extra
 from keras_resnet.export.benchmark import Latency, measure
-from keras_resnet.export.concrete import open_model
+from keras_resnet.export.concrete import labels_of, open_model
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images, open_images
-from keras_resnet.training.evaluation import scores_of, summarise, wilson_interval
+from keras_resnet.training.evaluation import check_classes, scores_of, summarise, wilson_interval
 
 MIN_AGREEMENT = 0.9
 
@@ -134,7 +134,8 @@ def verify(
     file = Path(path)
     if file.suffix != ".tflite" or not file.is_file():
         raise InputError(f"file {str(path)!r} is no .tflite file: give one that `export` wrote")
-    images = data if isinstance(data, Images) else open_images(data)
+    images = open_images(data)
     model = open_model(source)
+    check_classes(images, model.outputs[0].shape[-1], labels_of(source))
     pixels = images.pixels(preprocessing_of(model))
     return verify_tflite(TfliteFile(file, str(path)), scores_of(model), pixels, images.labels, images.name)

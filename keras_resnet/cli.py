@@ -6,16 +6,18 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 a failure;
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from keras_resnet import __version__
 from keras_resnet.console import load_keras, silenced
-from keras_resnet.errors import KerasResnetError, UsageError, nearest, unknown
+from keras_resnet.errors import InputError, KerasResnetError, UsageError, nearest, unknown
 from keras_resnet.specs import VARIANTS, list_variants, spec_of
 from keras_resnet.training.recipes import RECIPES, Recipe
 
@@ -25,27 +27,30 @@ FORMATS = {"tflite": ("float32", "float16", "dynamic", "int8"), "coreml": ("floa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    debug = "--debug" in arguments
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in given  # wherever it stands
     try:
-        options = _parse(arguments)
+        options = _parse([word for word in given if word != "--debug"])
+        options.debug = debug
         options.run(options)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        print("\nkeras-resnet: interrupted; nothing half-written was left. The same command goes on.", file=sys.stderr)
+        print(
+            "\nkeras-resnet: interrupted; nothing half-written was left. Give the same command again.", file=sys.stderr
+        )
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KerasResnetError, OSError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"keras-resnet: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code if isinstance(error, KerasResnetError) else 1
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         detail = " ".join(str(error).split()) or type(error).__name__
         print(f"keras-resnet: {type(error).__name__}: {detail} (--debug shows where)", file=sys.stderr)
         return 1
@@ -66,13 +71,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     words = [word for word in arguments if not word.startswith("-")]
     if words and words[0] not in verbs:
         raise unknown("command", words[0], verbs)
-    options, rest = parser.parse_known_args(arguments)
-    if rest:
-        valid = [name for name in verbs[options.verb]._option_string_actions if name.startswith("--")]
-        wrong = rest[0].partition("=")[0]
-        hint = f": nearest are {', '.join(nearest(wrong, valid))}" if wrong.startswith("-") else ""
-        raise UsageError(f"unknown option {wrong!r}{hint}; `keras-resnet {options.verb} --help` shows all")
-    return options
+    if words:  # before argparse, which would miss a required option first
+        valid = [name for name in verbs[words[0]]._option_string_actions if name.startswith("--")]
+        for wrong in (word.partition("=")[0] for word in arguments if word.startswith("--")):
+            if wrong not in valid and arguments.index(words[0]) == 0:
+                near = ", ".join(nearest(wrong, valid))
+                raise UsageError(
+                    f"unknown option {wrong!r}: nearest are {near}; `keras-resnet {words[0]} --help` shows all"
+                )
+    return parser.parse_args(arguments)
 
 
 def _parser() -> tuple[_Parser, dict[str, _Parser]]:
@@ -130,6 +137,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)} (default: digits)")
     one.add_argument("--data", required=True, help="'digits', a folder of class folders, or a .npz")
     one.add_argument("--validation", help="images that choose the epoch (default: a tenth of --data)")
+    one.add_argument("--test", help="images that the evaluation is on (default: those of --validation)")
     one.add_argument("--run", required=True, metavar="FOLDER", dest="folder", help="the run folder to write")
     _recipe_options(one, [f.name for f in dataclasses.fields(Recipe) if f.name != "variant"])
 
@@ -199,6 +207,8 @@ def _list(options: argparse.Namespace) -> None:
     tables = {"variants": _variant_rows, "weights": _weight_rows, "recipes": _recipe_rows, "runs": _run_rows}
     if options.what not in tables:
         raise unknown("list", options.what, tables)
+    if options.what == "runs" and not os.path.isdir(options.pattern or "."):
+        raise InputError(f"folder {options.pattern!r} of runs does not exist: give one that holds run folders")
     rows = tables[options.what](options.pattern)
     if options.json:
         print(json.dumps(rows, indent=2))
@@ -263,9 +273,11 @@ def _run_rows(folder: str) -> list[dict[str, Any]]:
     rows = []
     for description in sorted(Path(folder or ".").glob("*/run.json")):
         run = Run(description.parent)
-        top1 = f"{run.read_evaluation()['top1']:.2%}" if run.is_complete else "not complete"
-        recipe = run.recipe
-        rows.append({"run": str(run.folder), "variant": recipe.variant, "epochs": recipe.epochs, "top1": top1})
+        row: dict[str, Any] = {"run": str(run.folder), "variant": "", "epochs": "", "top1": "cannot be read"}
+        with contextlib.suppress(InputError):  # one damaged run shall not hide the others
+            row |= {"variant": run.recipe.variant, "epochs": run.recipe.epochs}
+            row["top1"] = f"{run.read_evaluation()['top1']:.2%}" if run.is_complete else "not complete"
+        rows.append(row)
     return rows
 
 
@@ -278,7 +290,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from keras_resnet.export.concrete import open_model
 
     if options.model in VARIANTS:
-        side = options.size or VARIANTS[options.model].input_size
+        side = VARIANTS[options.model].input_size if options.size is None else options.size
         found = profile(build(options.model, input_shape=(side, side, 3)))
     else:
         found = profile(open_model(options.model), input_shape=shape)
@@ -291,24 +303,27 @@ def _train(options: argparse.Namespace) -> None:
     changes = _recipe_changes(options)
     if options.variant is not None:
         changes["variant"] = options.variant
-        changes["network"] = {}
     recipe = recipe_of(options.recipe, **changes)
     load_keras(debug=options.debug)
     from keras_resnet.training import train
 
-    run = train(recipe, options.data, options.folder, validation=options.validation)
+    run = train(recipe, options.data, options.folder, validation=options.validation, test=options.test)
     found = run.read_evaluation()
     low, high = found["interval"]
-    print(f"{found['top1']:.2%} of {found['count']:,} ({found['data']}; 95 %: {low:.2%} to {high:.2%}), {run.folder}")
+    kind = "validation" if options.test is None else "test"
+    print(
+        f"{found['top1']:.2%} of {found['count']:,} {kind} images ({found['data']}; 95 %: {low:.2%} to {high:.2%}), "
+        f"{run.folder}"
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     load_keras(debug=options.debug)
-    from keras_resnet.export.concrete import open_model
+    from keras_resnet.export.concrete import labels_of, open_model
     from keras_resnet.training import evaluate_model, open_images
 
     images = open_images(options.data)
-    found = evaluate_model(open_model(options.model), images)
+    found = evaluate_model(open_model(options.model), images, labels_of(options.model))
     if options.json:
         print(json.dumps(dataclasses.asdict(found)))
     else:
@@ -321,19 +336,24 @@ def _export(options: argparse.Namespace) -> None:
         raise unknown("format", options.format, FORMATS, where="--format")
     if options.quantize is not None and options.quantize not in FORMATS[options.format]:
         raise unknown("number format", options.quantize, FORMATS[options.format], where="--quantize")
+    if options.format == "coreml" and (options.calibration or options.data):
+        raise UsageError("--calibration and --data are for --format tflite: Core ML is not quantised or run here")
     load_keras(debug=options.debug)
     from keras_resnet.export import to_coreml, to_tflite
+    from keras_resnet.export.concrete import labels_of, open_model
 
     labels = None
     if options.labels is not None:
         with open(options.labels, encoding="utf-8") as file:
             labels = file.read().splitlines()
+    # Weights of other libraries are loaded here, for what is said of them is to be seen.
+    model = options.model if labels_of(options.model) else open_model(options.model)
     with silenced(not options.debug):
         if options.format == "coreml":
-            artifact = to_coreml(options.model, options.out, quantize=options.quantize or "float16", labels=labels)
+            artifact = to_coreml(model, options.out, quantize=options.quantize or "float16", labels=labels)
         else:
             artifact = to_tflite(
-                options.model,
+                model,
                 options.out,
                 quantize=options.quantize or "int8",
                 calibration=options.calibration,

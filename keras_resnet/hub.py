@@ -240,10 +240,10 @@ def _from_hub(
 ) -> Path:
     """A file of a repository, through the hub's own client and in its cache.
 
-    Seen in huggingface_hub 2.4.0: it compares sizes only, when it downloads, and gives a cached file unseen. But its
-    blobs are called as the server calls them, by a hash of their bytes, so that a copy can be proved offline. (Without
-    symbolic links, as on Windows, the name is lost and a copy is proved online only.) Without a copy it keeps asking a
-    server that does not answer for minutes, so we ask first.
+    Seen in huggingface_hub 2.4.0: it compares sizes only, when it downloads; a cached file it gives unseen, online too.
+    But its blobs are called as the server calls them, by a hash of their bytes, so that a copy can be proved offline.
+    (Without symbolic links, as on Windows, the name is lost and a copy is proved online only.) Without a copy it keeps
+    asking a server that does not answer for minutes, so we ask first.
     """
     address = huggingface_hub.hf_hub_url(repository, file.name, revision=revision)
     errand = _Errand(name, file, address, Path(constants.HF_HUB_CACHE), "HF_HOME", repository, revision, note)
@@ -431,7 +431,8 @@ def _persist(transfer: Callable[[], Result], tries: int) -> Result:
 def _bounded() -> Iterator[None]:
     """While this lasts, this thread's requests through the hub's client give up on a server that goes on for ever.
 
-    huggingface_hub 2.4.0 sleeps as long as a server asks, and takes a broken download up while any bytes arrive.
+    huggingface_hub 2.4.0 sleeps as long as a server asks, five times (five hours, where it asks for one), and takes a
+    download that breaks and starts over up again until Python's recursion ends it (484 times).
     """
     session: Any = huggingface_hub.get_session()
     hooks = getattr(session, "event_hooks", {"response": []})["response"]  # none before 1.0, which never waits long

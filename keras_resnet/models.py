@@ -6,6 +6,7 @@ Takes a row of `specs.VARIANTS` (or any Spec), gives a Functional model of stock
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from keras_resnet import blocks
@@ -71,6 +73,10 @@ def build(
     located = None if weights is None else locate(weights, tag, include_top=include_top)
     published = None if located is None or x.shape[-1] != 3 else located.preprocessing_at(_side(spec, x.shape))
     carried = preprocessing or published or _default_preprocessing(spec, x.shape)
+    if not isinstance(carried, Preprocessing) or len(carried.mean) != x.shape[-1]:
+        raise UsageError(
+            f"preprocessing={preprocessing!r} is no Preprocessing of {x.shape[-1]} channels, as the input has"
+        )
     # Initialisers take most of the time of building: skip them where weights follow.
     zeros = keras.initializers.Zeros()
     parts = blocks.Parts(spec) if located is None else blocks.Parts(spec, lambda: zeros)
@@ -141,7 +147,8 @@ def _input(spec: Spec, tensor: Any, shape: Sequence[int | None] | None, include_
     elif shape is None:
         side = spec.input_size if include_top else None
         shape = (side, side, 3)
-    shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    shape = tuple(shape) if isinstance(shape, (Sequence, np.ndarray)) else (shape,)
+    shape = tuple(int(side) if isinstance(side, numbers.Integral) else side for side in shape)  # NumPy's too
     if len(shape) != 3 or not isinstance(shape[2], int) or shape[2] < 1:
         raise UsageError(f"input_shape={shape} must be (height, width, channels), with 1 channel or more")
     for side in shape[:2]:

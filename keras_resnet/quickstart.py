@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from keras_resnet.console import silenced
 from keras_resnet.errors import InputError, MissingExtraError
 from keras_resnet.export import report
-from keras_resnet.export.artifact import Artifact, size_of
+from keras_resnet.export.artifact import Artifact, check_target, size_of
 from keras_resnet.export.benchmark import measure
 from keras_resnet.export.coreml import to_coreml
 from keras_resnet.export.tflite import to_tflite
@@ -81,12 +82,15 @@ def quickstart(
     validation, test, training = (
         replace(p, name=f"{images.name}, {n} part") for p, n in zip(parts, names, strict=True)
     )
+    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in images.name)
+    targets = folder / f"{stem}-int8.tflite", folder / f"{stem}.mlpackage"
+    for target in targets:
+        check_target(target, target.suffix)
     run = train(recipe, training, folder / "run", validation=validation, test=test, progress=progress)
 
-    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in images.name)
     with silenced(not debug):
-        tflite = to_tflite(run.folder, folder / f"{stem}-int8.tflite", calibration=training, data=test)
-        coreml = to_coreml(run.folder, folder / f"{stem}.mlpackage")
+        tflite = to_tflite(run.folder, targets[0], calibration=training, data=test)
+        coreml = to_coreml(run.folder, targets[1])
     rows = _rows(run, tflite, coreml, test)
     write_json(folder / "quickstart.json", {"rows": [asdict(row) for row in rows], "versions": versions()})
     write_text(folder / "report.html", _page(images, recipe, run, tflite, test, rows))
@@ -114,7 +118,7 @@ def _check_extras() -> None:
 def _check_folder(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {str(folder)!r} is a file: give a folder that is new, empty or an earlier quickstart")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run").is_dir():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run" / "run.json").is_file():
         raise InputError(
             f"output {str(folder)!r} holds something else: give a folder that is new, empty or an earlier quickstart"
         )
@@ -153,12 +157,14 @@ def _page(images: Images, recipe: Recipe, run: Run, tflite: Artifact, test: Imag
     name = tflite.path.name
     count = {part: run.read()["data"][part]["count"] for part in ("training", "validation", "test")}
     intro = (
-        f"<p>{recipe.variant}, trained for {recipe.epochs} epochs on {count['training']:,} images of {images.name} "
-        f"({count['validation']:,} chose the epoch, {count['test']:,} were kept for this page), exported and run.</p>"
+        f"<p>{recipe.variant}; epochs: {recipe.epochs}; trained on {count['training']:,} images of "
+        f"{escape(images.name)} ({count['validation']:,} chose the epoch, {count['test']:,} were kept for this page), "
+        "exported and run.</p>"
     )
     note = (
-        "<p>Accuracy, agreement with the Keras network and latency of one image (one thread, on the machine that made "
-        "this page) are measured on the test images. Core ML runs on macOS alone: not run here.</p>"
+        "<p>Accuracy and agreement with the Keras network are those on the test images. Latency is that of one image "
+        "on the machine that made this page: TFLite on one thread, Keras on all. Core ML runs on macOS alone: not run "
+        "here.</p>"
     )
     return report.page(
         f"{images.name}: from images to a phone",

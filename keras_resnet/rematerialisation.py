@@ -43,7 +43,7 @@ def rematerialise(model: keras.Model, *, segments: int | None = None) -> keras.M
     inputs or outputs, an activity regulariser, or a backend that does not train.
 
     >>> rematerialise(build("cifar_resnet20"), segments=3).count_params()
-    272474
+    271098
     """
     cuts = _cuts(model, segments)
     with recursion_room(len(model.layers)):

@@ -86,7 +86,7 @@ def _check(spec: Spec) -> None:
             raise unknown("convolution", name, CONVOLUTIONS, where="conv_bias=")
     for name in ("depths", "widths"):
         values = getattr(spec, name)
-        if not isinstance(values, tuple) or not values or not all(_is_positive(value) for value in values):
+        if not isinstance(values, tuple) or not values or not all(is_positive(value) for value in values):
             raise UsageError(f"{name}={values!r} must be a tuple of whole numbers from 1 up, one a stage")
     if len(spec.depths) != len(spec.widths):
         raise UsageError(
@@ -94,8 +94,13 @@ def _check(spec: Spec) -> None:
             "give one number a stage in both"
         )
     for name in ("groups", "width_per_group", "input_size", "classes"):
-        if not _is_positive(getattr(spec, name)):
+        if not is_positive(getattr(spec, name)):
             raise UsageError(f"{name}={getattr(spec, name)!r} must be a whole number from 1 up")
+    if int(min(spec.widths) * spec.width_per_group / 64) < 1:
+        raise UsageError(
+            f"width_per_group={spec.width_per_group} leaves no channel of widths={spec.widths}: the inner width is "
+            "int(width * width_per_group / 64) * groups; let it be 1 or more"
+        )
     if spec.block == "basic" and (spec.groups, spec.width_per_group) != (1, 64):
         raise UsageError(
             f"groups={spec.groups}, width_per_group={spec.width_per_group} need block='bottleneck': "
@@ -105,11 +110,11 @@ def _check(spec: Spec) -> None:
         if not isinstance(getattr(spec, name), bool):
             raise UsageError(f"{name}={getattr(spec, name)!r} must be True or False")
     for name in ("stochastic_depth", "dropout", "momentum"):
-        if not (_is_number(getattr(spec, name)) and 0 <= getattr(spec, name) < 1):
+        if not (is_number(getattr(spec, name)) and 0 <= getattr(spec, name) < 1):
             raise UsageError(f"{name}={getattr(spec, name)!r} must be a number of at least 0 and below 1")
-    if not (_is_number(spec.epsilon) and spec.epsilon > 0):
+    if not (is_number(spec.epsilon) and spec.epsilon > 0):
         raise UsageError(f"epsilon={spec.epsilon!r} must be a number above 0")
-    if not _is_number(spec.gate_bias):
+    if not is_number(spec.gate_bias):
         raise UsageError(f"gate_bias={spec.gate_bias!r} must be a number")
     _check_shortcut(spec)
 
@@ -128,11 +133,13 @@ def _check_shortcut(spec: Spec) -> None:
         )
 
 
-def _is_positive(value: object) -> bool:
+def is_positive(value: object) -> bool:
+    """A whole number from 1 up, and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """A finite number, and no truth value."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -159,7 +166,7 @@ def cifar(depth: int, block: str = "basic", **changes: Any) -> Spec:
     """
     if block not in BLOCKS:
         raise unknown("block", block, BLOCKS, where="block=")
-    if not _is_positive(depth):
+    if not is_positive(depth):
         raise UsageError(f"depth={depth!r} must be a whole number from 1 up")
     layers = {"basic": 6, "bottleneck": 9}[block]
     blocks, rest = divmod(depth - 2, layers)

@@ -62,7 +62,10 @@ def locate(weights: str | os.PathLike[str], variant: str | None = None, *, inclu
     text = str(weights)
     if text.startswith(HUB):
         path, config = hub.fetch_address(text)
-        return Located(path, text, preprocessing=None if config is None else hub.preprocessing_from_config(config))
+        if config is None or not config.keys() & {"pretrained_cfg", "preprocessor_config", "input_size"}:
+            print(f"{text}: says nothing of images; they are taken to need what torchvision's do", file=sys.stderr)
+            return Located(path, text)
+        return Located(path, text, preprocessing=hub.preprocessing_from_config(config))
     kinds = (*SUFFIXES, *readers.READERS)
     if text in registry.WEIGHTS or text == "imagenet" or not (text.endswith(kinds) or Path(text).exists()):
         row = registry.resolve(text, variant)

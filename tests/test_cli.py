@@ -53,6 +53,8 @@ def test_help_loads_neither_keras_nor_numpy() -> None:
     [
         (["quikstart"], "unknown command 'quikstart': nearest are quickstart"),
         (["quickstart", "--epoch", "3"], "unknown option '--epoch': nearest are --epochs"),
+        (["train", "--dat", "digits", "--run", "x"], "unknown option '--dat': nearest are --data"),
+        (["export", "a.keras", "--out", "a.mlpackage", "--format", "coreml", "--data", "d"], "are for --format tflite"),
         (["quickstart", "--epochs", "three"], "invalid int value: 'three'"),
         (["quickstart", "--variant", "cifar_resnet9"], "unknown variant 'cifar_resnet9' (variant=): nearest are"),
         (["list", "variant"], "unknown list 'variant': nearest are variants"),
@@ -102,8 +104,8 @@ def test_a_failure_is_one_line_and_exit_code_1_and_leaves_nothing(
 
 def test_a_traceback_is_shown_with_debug_alone() -> None:
     quiet = run("inspect", "nowhere.keras")
-    loud = run("evaluate", "nowhere.keras", "--data", "digits", "--debug")
-    assert quiet.returncode == 2
+    loud = run("--debug", "evaluate", "nowhere.keras", "--data", "digits")
+    assert (quiet.returncode, loud.returncode) == (2, 1)
     assert "Traceback" not in quiet.stderr
     assert "Traceback" in loud.stderr
 

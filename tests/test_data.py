@@ -269,3 +269,32 @@ def test_an_affine_change_keeps_the_middle_where_it_was_on_average() -> None:
         centres = (moved.sum(axis=3 - axis) * grid).sum(axis=1) / mass
         assert abs(centres.mean() - 16) < 0.25  # uniform within 2 pixels: four standard errors
         assert np.abs(centres - 16).max() < 3
+
+
+def test_a_class_name_of_two_lines_or_none_is_refused(tmp_path: Path) -> None:
+    for i, classes in enumerate((["x", "x"], ["a\nb", "c"], ["", "c"])):
+        path = tmp_path / f"{i}.npz"
+        np.savez(path, images=np.zeros((2, 4, 4, 3), np.uint8), labels=[0, 1], classes=classes)
+        with pytest.raises(InputError, match="give each one name, on one line"):
+            open_images(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"\x93NUMPY\x01\x00"])
+def test_a_foreign_npz_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.npz"):
+        open_images(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("labels", [3, ["a", "b"], [0.5, 1.5], [[1, 0], [0, 1]], [0, 5], [-1, 0]])
+def test_labels_that_are_no_class_numbers_are_refused(labels: object, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=labels)
+    with pytest.raises(InputError, match=r"'labels' must be|labels go from"):
+        open_images(tmp_path / "a.npz")
+
+
+def test_pictures_of_more_than_8_bits_are_refused_and_not_cut(tmp_path: Path) -> None:
+    folder = colour_folder(tmp_path / "c")
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "red" / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png' has more than 8 bits"):
+        open_images(folder)

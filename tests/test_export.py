@@ -398,3 +398,56 @@ def test_the_digits_open_for_calibration() -> None:
     digits = open_images("digits")
     _, pixels = calibration_pixels(digits, Preprocessing(resize=SIDE, crop=SIDE), (SIDE, SIDE))
     assert pixels.shape == (100, SIDE, SIDE, 3)
+
+
+def test_sidecars_of_another_file_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
+    model = network("basic")
+    to_tflite(model, tmp_path / "a.tflite", quantize="float32")
+    with pytest.raises(InputError, match=r"is there already and does not belong"):
+        to_coreml(model, tmp_path / "a.mlpackage")
+    to_tflite(model, tmp_path / "a.tflite", quantize="float32")  # its own it renews
+    (tmp_path / "b.html").write_text("years of work")
+    (tmp_path / "c.tflite").mkdir()
+    for name in ("b", "c"):
+        with pytest.raises(InputError, match=r"is there already"):
+            to_tflite(model, tmp_path / f"{name}.tflite", quantize="float32")
+    assert (tmp_path / "b.html").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("export", [to_tflite, to_coreml])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"include_top": False}, "has no classifier"),
+        ({"input_shape": (SIDE, SIDE, 1)}, "takes 1 channels"),
+        ({"input_shape": (None, None, 3)}, "one static size"),
+    ],
+)
+def test_what_cannot_become_a_phone_file_is_refused(
+    export: Any, changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    suffix = ".tflite" if export is to_tflite else ".mlpackage"
+    with pytest.raises(UsageError, match=said):
+        export(network("basic", **changes), tmp_path / f"a{suffix}", quantize="float32")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_other_classes_than_the_networks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has 4 classes, but the network tells 5 apart"):
+        to_tflite(network("basic"), tmp_path / "a.tflite", quantize="float32", data=images_of(photographs(8), 4))
+
+
+@pytest.mark.parametrize("labels", [["a\nb", *"cdef"], ["", *"abcd"], [1, 2, 3, 4, 5]])
+def test_labels_that_are_no_text_on_one_line_are_refused(labels: list[Any]) -> None:
+    with pytest.raises(UsageError, match="is no text on one line"):
+        check_labels(labels, 5)
+
+
+def test_equal_weights_have_an_equal_hash_in_the_manifest(tmp_path: Path) -> None:
+    model = network("basic")
+    model.save(tmp_path / "m.keras")
+    hashes = {
+        to_tflite(source, tmp_path / f"{i}.tflite", quantize="float32").read()["model"]["weights_sha256"]
+        for i, source in enumerate((model, tmp_path / "m.keras"))
+    }
+    assert len(hashes) == 1

@@ -39,5 +39,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path: Path, monkey
     assert len(SNIPPETS) == 4
     for snippet in SNIPPETS:
         exec(compile(snippet, "README.md", "exec"), names)
-    assert (tmp_path / "digits.tflite").is_file()
+    assert (tmp_path / "digits-int8.tflite").is_file()
     assert (tmp_path / "digits.mlpackage").is_dir()
+    for name in ("digits-int8.json", "digits.json"):
+        assert (tmp_path / name).is_file()

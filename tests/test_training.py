@@ -272,3 +272,64 @@ def test_ctrl_c_while_training_ends_with_130_and_the_same_command_finishes(colou
     assert done.returncode == 0, done.stderr
     assert len(stopped.read_history()) == 60
     assert stopped.is_complete
+
+
+def test_evaluating_a_run_that_was_stopped_does_not_make_it_whole(colours: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "a")
+    one = dataclasses.replace(SMALL, epochs=1)
+    train(one, colours, run.folder, progress=False)
+    run.evaluation.unlink()
+    assert evaluate(run, colours).count == len(open_images(colours))
+    assert not run.is_complete
+
+
+def test_equal_data_under_another_name_goes_on(finished: Run, tmp_path: Path) -> None:
+    again = colour_folder(tmp_path / "renamed")
+    assert train(SMALL, again, finished.folder, progress=False).is_complete
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": (0.5,)},
+        {"std": (0.5, 0.5, 0.0)},
+        {"network": {"classes": 3}},
+        {"network": None},
+        {"learning_rate": float("inf")},
+        {"learning_rate": "a"},
+        {"epochs": True},
+        {"image_size": 10**6},
+        {"variant": ["a"]},
+    ],
+)
+def test_a_recipe_of_nonsense_is_refused_at_once(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        recipe_of("digits", **change)
+
+
+def test_another_variant_drops_what_was_meant_for_the_recipes_own() -> None:
+    assert recipe_of("digits", variant="cifar_resnet20").network == {}
+    assert recipe_of("digits", variant="cifar_resnet8").network == RECIPES["digits"].network
+
+
+def test_training_without_matplotlib_is_refused_before_it_starts(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"keras-resnet-edge\[viz\]"):
+        train(SMALL, colours, tmp_path / "a", progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_damaged_test_image_is_found_before_training(colours: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    test = colour_folder(tmp_path / "test")
+    file = test / "red" / "000.png"
+    Image.open(file).resize((200, 200)).save(test / "red" / "big.jpg")
+    file.unlink()
+    content = (test / "red" / "big.jpg").read_bytes()
+    (test / "red" / "big.jpg").write_bytes(content[: len(content) // 2])  # which only decoding finds
+    with pytest.raises(InputError, match=r"big\.jpg"):
+        train(SMALL, colours, tmp_path / "a", test=test, progress=False)
+    assert not (tmp_path / "a").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,12 +97,17 @@ class Images:
         return np.stack([fit_image(self.picture(i), preprocessing) for i in range(len(self))])
 
 
-def open_images(source: str | os.PathLike[str]) -> Images:
+def open_images(source: str | os.PathLike[str] | Images) -> Images:
     """Labelled images from "digits" (embedded), a folder of class folders, or a `.npz` with `images` and `labels`.
 
-    Raises InputError where the source is absent, empty, has one class only, or holds something that is no image.
+    Images come back as they are. Raises InputError where the source is absent, empty, has one class only, names of
+    classes that cannot be told apart, or something that is no image.
     """
+    if isinstance(source, Images):
+        return source
     path = Path(source)
+    if not str(source):
+        raise InputError("data '' is empty: give 'digits', a folder of class folders, or a .npz file")
     if str(source) == "digits":
         images = _open_digits()
     elif path.is_dir():
@@ -110,6 +116,9 @@ def open_images(source: str | os.PathLike[str]) -> Images:
         images = _open_npz(path)
     else:
         raise InputError(f"data {str(source)!r} is not there: give 'digits', a folder of class folders, or a .npz file")
+    wrong = [c for c in images.classes if not c.strip() or len(c.splitlines()) > 1 or images.classes.count(c) > 1]
+    if wrong:
+        raise InputError(f"data {str(source)!r} has a class named {wrong[0]!r}: give each one name, on one line")
     if len(images.classes) < 2 or len(np.unique(images.labels)) < 2:
         raise InputError(
             f"data {str(source)!r} has one class only ({', '.join(images.classes)}): "
@@ -145,7 +154,7 @@ def _open_folder(folder: Path) -> Images:
             _check_image(path)
             files.append(path)
             labels.append(label)
-    return Images(folder.name, tuple(classes), np.asarray(labels, np.int64), files, _read)
+    return Images(folder.resolve().name, tuple(classes), np.asarray(labels, np.int64), files, _read)
 
 
 def _open_npz(path: Path) -> Images:
@@ -153,19 +162,26 @@ def _open_npz(path: Path) -> Images:
         with np.load(path, allow_pickle=False) as data:
             images, labels = data["images"], data["labels"]
             classes = tuple(map(str, data["classes"])) if "classes" in data else ()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"data {str(path)!r} is no .npz with arrays 'images' and 'labels': {error}") from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels) or not len(images):
+    is_picture = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))
+    if images.dtype != np.uint8 or not is_picture or not len(images):
         raise InputError(
-            f"data {str(path)!r}: 'images' must be uint8 [n, height, width(, channels)] with n labels; "
-            f"it has {images.dtype} {images.shape} and {len(labels)} labels"
+            f"data {str(path)!r}: 'images' must be uint8 [n, height, width] or [n, height, width, 1, 3 or 4]; "
+            f"it has {images.dtype} {images.shape}"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+        raise InputError(
+            f"data {str(path)!r}: 'labels' must be whole numbers, one an image; it has {labels.dtype} {labels.shape} "
+            f"for {len(images)} images"
         )
     images = images[..., 0] if images.shape[3:] == (1,) else images  # grey
     labels = labels.reshape(-1).astype(np.int64)
     classes = classes or tuple(str(i) for i in range(int(labels.max()) + 1))
-    if labels.min() < 0 or labels.max() >= len(classes):
+    if labels.min() < 0 or labels.max() >= len(classes) or len(np.unique(labels)) < len(classes):
         raise InputError(
-            f"data {str(path)!r}: labels go from {labels.min()} to {labels.max()} for {len(classes)} classes"
+            f"data {str(path)!r}: labels go from {labels.min()} to {labels.max()} with {len(np.unique(labels))} values "
+            f"for {len(classes)} classes: every class must be there"
         )
     return Images(path.stem, classes, labels, list(images), Image.fromarray)
 
@@ -173,9 +189,12 @@ def _open_npz(path: Path) -> Images:
 def _check_image(path: Path) -> None:
     try:
         with Image.open(path) as image:
+            mode = image.mode
             image.verify()
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{str(path)!r} is not an image that can be read: remove or repair it ({error})") from error
+    if mode.startswith(("I", "F")):  # Pillow would cut what is above 255
+        raise InputError(f"{str(path)!r} has more than 8 bits a channel (mode {mode}): save it with 8 bits")
 
 
 def _read(path: Path) -> Image.Image:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from keras_resnet.errors import UsageError
 from keras_resnet.preprocessing import preprocess_input, preprocessing_of
 from keras_resnet.training.data import Images, batches_of
 
@@ -71,7 +72,27 @@ def scores_of(model: keras.Model, batch_size: int = 64) -> Callable[[np.ndarray]
     return scores
 
 
-def evaluate_model(model: keras.Model, images: Images) -> Evaluation:
-    """Top-1 of a model on labelled images, preprocessed as the model says."""
+def check_classes(images: Images, outputs: int, known: tuple[str, ...] | None) -> None:
+    """Raise UsageError where labels of images do not mean what a network answers.
+
+    outputs: how many classes the network tells apart; known: their names, None where nobody knows them.
+    """
+    if known is not None and images.classes != known:
+        raise UsageError(
+            f"data {images.name!r} has classes {', '.join(images.classes[:5])}, ..., but the network was trained on "
+            f"{', '.join(known[:5])}, ...: every class needs its folder, under the same name"
+        )
+    if len(images.classes) != outputs:
+        raise UsageError(
+            f"data {images.name!r} has {len(images.classes)} classes, but the network tells {outputs} apart"
+        )
+
+
+def evaluate_model(model: keras.Model, images: Images, known: tuple[str, ...] | None = None) -> Evaluation:
+    """Top-1 of a model on labelled images, preprocessed as the model says; known: the names of its classes.
+
+    Raises UsageError where the images' classes are not the model's.
+    """
+    check_classes(images, model.outputs[0].shape[-1], known)
     scores = scores_of(model)(images.pixels(preprocessing_of(model)))
     return summarise(images.labels, scores.argmax(axis=-1), images.classes, images.name)

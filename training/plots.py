@@ -11,6 +11,11 @@ import numpy as np
 from keras_resnet.errors import missing_extra
 
 
+def check_installed() -> None:
+    """Raise MissingExtraError where pictures cannot be drawn, before there is anything to draw."""
+    _figure(1, 1)
+
+
 def curves(history: list[dict[str, float]], names: Sequence[str] = ("loss", "accuracy"), kind: str = "png") -> bytes:
     """The named quantities over the epochs, in training and validation, side by side; kind: "png" or "svg"."""
     figure = _figure(4.5 * len(names), 3.2)
@@ -34,8 +39,9 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], kind: str
     axes = figure.add_subplot()
     axes.imshow(np.log1p(matrix), cmap="Blues")
     if len(classes) <= 30:
-        axes.set_xticks(range(len(classes)), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-        axes.set_yticks(range(len(classes)), classes)
+        names = [name.replace("$", r"\$") for name in classes]  # a dollar would begin a formula
+        axes.set_xticks(range(len(classes)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(len(classes)), names)
         for (row, column), count in np.ndenumerate(matrix):
             if count:
                 dark = np.log1p(count) > 0.6 * np.log1p(matrix.max())

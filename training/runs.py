@@ -13,12 +13,13 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from keras_resnet.errors import InputError
+from keras_resnet.errors import InputError, UsageError
 from keras_resnet.files import write_json, write_text
 from keras_resnet.training.recipes import Recipe
 
@@ -88,9 +89,14 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The recipe as run."""
-        fields: dict[str, Any] = self.read()["recipe"]
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        return Recipe(**fields)
+        try:
+            stored: dict[str, Any] = self.read()["recipe"]
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
+            }
+            return Recipe(**fields)
+        except (KeyError, TypeError, AttributeError, UsageError) as error:
+            raise InputError(f"run {str(self.folder)!r} has a recipe of another version: {error}") from error
 
     def read_history(self) -> list[dict[str, float]]:
         """A row an epoch; empty where none is finished."""
@@ -118,8 +124,8 @@ def check_run_folder(folder: str | os.PathLike[str]) -> Run:
     return run
 
 
-def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any]) -> Run:
-    """A run folder for a recipe on some data: a new one, or the one that the same call began.
+def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any], devices: Sequence[str] = ()) -> Run:
+    """A run folder for a recipe on some data: a new one, or the one that the same call began, wherever the data lies.
 
     Raises InputError where the folder holds something else: other files, another recipe or other data.
     """
@@ -127,11 +133,12 @@ def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any
     if run.description.is_file():
         before = run.read()
         for part, now in (("recipe", _as_json(recipe)), ("data", data)):
-            changed = [key for key, value in now.items() if before.get(part, {}).get(key) != value]
+            then = before.get(part, {})
+            changed = [key for key, value in now.items() if _content(then.get(key)) != _content(value)]
             if changed:
                 key = changed[0]
                 raise InputError(
-                    f"output {str(folder)!r} holds a run with another {part} ({key}: {before.get(part, {}).get(key)!r} "
+                    f"output {str(folder)!r} holds a run with another {part} ({key}: {then.get(key)!r} "
                     f"there, {now[key]!r} now): give another folder, or the same values to go on with it"
                 )
         return run
@@ -141,6 +148,7 @@ def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any
             "recipe": _as_json(recipe),
             "data": data,
             "versions": versions(),
+            "devices": list(devices),
             "machine": {"system": platform.platform(), "processor": platform.processor() or platform.machine()},
             "revision": _revision(),
         },
@@ -159,14 +167,21 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _content(value: Any) -> Any:
+    """What of a description must be equal: of a data set its count and hash, not its name."""
+    return {k: v for k, v in value.items() if k != "name"} if isinstance(value, dict) and "hash" in value else value
+
+
 def _as_json(recipe: Recipe) -> dict[str, Any]:
     return dict(json.loads(json.dumps(dataclasses.asdict(recipe))))
 
 
 def _revision() -> str | None:
-    """The git revision of the working directory; None outside a repository or without git."""
+    """The git revision of this package's checkout; None where it is installed, or without git."""
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-    except OSError:
+        command = ["git", "rev-parse", "HEAD"]
+        here = Path(__file__).resolve().parent
+        answer = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None

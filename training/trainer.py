@@ -17,11 +17,10 @@ from tqdm import tqdm
 from keras_resnet import models
 from keras_resnet.errors import UsageError, unknown
 from keras_resnet.files import check_space, replacing, write_json
-from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training import checkpoint, plots
 from keras_resnet.training.augment import AUGMENTATIONS
 from keras_resnet.training.data import Images, evaluation_batches, open_images, training_batches
-from keras_resnet.training.evaluation import evaluate_model
+from keras_resnet.training.evaluation import Evaluation, evaluate_model
 from keras_resnet.training.recipes import Recipe, recipe_of
 from keras_resnet.training.runs import Run, check_run_folder, open_run
 from keras_resnet.weights import load_model
@@ -53,8 +52,9 @@ def train(
     if recipe.augmentation not in AUGMENTATIONS:
         raise unknown("augmentation", recipe.augmentation, AUGMENTATIONS, where="augmentation=")
     check_run_folder(run)
+    plots.check_installed()
     training, held_out, tested = _open_parts(data, validation, test)
-    preprocessing = Preprocessing(resize=recipe.image_size, crop=recipe.image_size, mean=recipe.mean, std=recipe.std)
+    preprocessing = recipe.preprocessing
     keras.utils.set_random_seed(recipe.seed)
     model = models.build(
         recipe.variant,
@@ -64,8 +64,10 @@ def train(
         **recipe.network,
     )
     check_space(run, model.count_params() * 4 * VARIABLES_A_WEIGHT * COPIES)
-    pixels, held_out_pixels = training.pixels(preprocessing), held_out.pixels(preprocessing)
-    opened = open_run(run, recipe, _describe(training=training, validation=held_out, test=tested))
+    # All are decoded now, the test images too: a damaged one shall not wait for the end of the training.
+    pixels, held_out_pixels, _ = (part.pixels(preprocessing) for part in (training, held_out, tested))
+    devices = [device.name for device in tf.config.get_visible_devices()]
+    opened = open_run(run, recipe, _describe(training=training, validation=held_out, test=tested), devices)
     if opened.is_complete:
         return opened
 
@@ -97,44 +99,39 @@ def train(
             shuffle=False,
             verbose=0,
         )
-    with replacing(opened.curves) as (scratch,):
-        scratch.write_bytes(plots.curves(opened.read_history()))
-    evaluate(opened, tested)
+    _finish(opened, tested)
     return opened
 
 
-def evaluate(run: Run | str | os.PathLike[str], data: str | os.PathLike[str] | Images) -> dict[str, Any]:
-    """Evaluate a run's best model on labelled images, and write evaluation.json and confusion.png into the run.
+def evaluate(run: Run | str | os.PathLike[str], data: str | os.PathLike[str] | Images) -> Evaluation:
+    """Evaluate a run's best model on labelled images. The run's own evaluation stays as it is.
 
-    Returns the fields of `Evaluation`. Raises UsageError where the classes are not the run's.
+    Raises UsageError where the classes are not the run's, InputError where it has no model yet.
     """
     run = run if isinstance(run, Run) else Run(Path(run))
-    images = _images(data)
-    classes = tuple(run.read()["data"]["classes"])
-    if images.classes != classes:
-        raise UsageError(f"data {images.name!r} has classes {images.classes}, but the run was trained on {classes}")
-    result = evaluate_model(load_model(run.model), images)
+    return evaluate_model(load_model(run.model), open_images(data), tuple(run.read()["data"]["classes"]))
+
+
+def _finish(run: Run, tested: Images) -> None:
+    """Draw the curves and evaluate the best model; evaluation.json comes last, for it says that the run is whole."""
+    with replacing(run.curves) as (scratch,):
+        scratch.write_bytes(plots.curves(run.read_history()))
+    result = evaluate_model(load_model(run.model), tested)
     with replacing(run.confusion) as (scratch,):
         scratch.write_bytes(plots.confusion(result.confusion, result.classes))
-    value = {**asdict(result), "data_hash": images.hash}
-    write_json(run.evaluation, value)
-    return value
+    write_json(run.evaluation, {**asdict(result), "data_hash": tested.hash})
 
 
 def _open_parts(data: Any, validation: Any, test: Any) -> tuple[Images, Images, Images]:
     """The images that train, that choose the epoch, and that the evaluation is on, all of the same classes."""
-    training = _images(data)
-    held_out, tested = (None if source is None else _images(source) for source in (validation, test))
+    training = open_images(data)
+    held_out, tested = (None if source is None else open_images(source) for source in (validation, test))
     for part in (held_out, tested):
         if part is not None and part.classes != training.classes:
             raise UsageError(f"data {part.name!r} has classes {part.classes}, but {training.name!r} {training.classes}")
     if held_out is None:
         held_out, training = training.split(VALIDATION_FRACTION, seed=0)
     return training, held_out, tested or held_out
-
-
-def _images(source: str | os.PathLike[str] | Images) -> Images:
-    return source if isinstance(source, Images) else open_images(source)
 
 
 def _describe(**parts: Images) -> dict[str, Any]:

@@ -27,8 +27,9 @@ CLASSES = 11
 
 def small(variant: str) -> Spec:
     """The variant with an eighth of the width and few classes: all its layers, a hundredth of its weights."""
-    spec = spec_of(variant, classes=CLASSES, widths=tuple(max(width // 8, 4) for width in VARIANTS[variant].widths))
-    return replace(spec, width_per_group=8 * spec.width_per_group) if spec.groups > 1 else spec
+    row = VARIANTS[variant]
+    changes = {"width_per_group": 8 * row.width_per_group} if row.groups > 1 else {}
+    return spec_of(variant, classes=CLASSES, widths=tuple(max(width // 8, 4) for width in row.widths), **changes)
 
 
 def some_weights(spec: Spec, **options: Any) -> dict[str, dict[str, np.ndarray]]:

@@ -102,6 +102,21 @@ def test_the_wheel_holds_no_module_that_was_deleted(wheel):
     assert not [name for name in wheel if "deleted_room" in name]
 
 
+def test_pips_own_wheel_holds_no_module_that_was_deleted_either(tmp_path):
+    tree = tmp_path / "copy"
+    shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    stale = tree / "build/lib/keras_resnet/deleted_room.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text('"""Deleted since."""\n', encoding="utf-8")
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", tmp_path)
+    result = python("-m", "pip", "wheel", *options, ".", cwd=tree)  # unlike `build`, in the tree itself
+    assert result.returncode == 0, result.stdout + result.stderr
+    (built,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(built).namelist()
+    assert "keras_resnet/models.py" in names
+    assert "keras_resnet/deleted_room.py" not in names
+
+
 def test_the_wheel_holds_the_packages_as_they_stand_and_nothing_else(wheel):
     assets = {f"keras_resnet/assets/{path.name}" for path in (ROOT / "keras_resnet/assets").iterdir()}
     assert assets

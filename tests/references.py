@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,24 @@ def fill(model: Any, seed: int = SEED) -> Any:
         if layer.weights:
             layer.set_weights([draw(layer.name, weight.name, tuple(weight.shape), seed) for weight in layer.weights])
     return model
+
+
+def pour(model: Any, weights: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
+    """Give a Keras model weights by layer and variable, all of them."""
+    layers = {layer.name: layer for layer in model.layers if layer.weights}
+    assert layers.keys() == weights.keys()
+    for name, layer in layers.items():
+        layer.set_weights([weights[name][weight.name] for weight in layer.weights])
+    return model
+
+
+def drain(model: Any) -> dict[str, dict[str, np.ndarray]]:
+    """The weights of a Keras model by layer and variable, as `pour` takes them."""
+    return {
+        layer.name: {weight.name: value for weight, value in zip(layer.weights, layer.get_weights(), strict=True)}
+        for layer in model.layers
+        if layer.weights
+    }
 
 
 def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -24,14 +24,11 @@ from tests.references import (
     FIXTURE_SEED,
     LOGITS_TOLERANCE,
     NETWORKS,
-    SEED,
     SIZES,
     fill,
     fill_both,
     images,
-    import_torchvision,
     relative_difference,
-    torchvision_logits,
 )
 
 SMALL = FAMILIES["basic"]
@@ -69,19 +66,6 @@ def test_a_network_with_one_field_changed_does_not_pass_for_torchvisions(changes
     with np.load(FIXTURE) as recorded:
         found = logits(model, images(224, 224, seed=FIXTURE_SEED))
         assert relative_difference(found, recorded["resnet50_224x224"]) > 3 * LOGITS_TOLERANCE
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-def test_logits_are_those_of_torchvision(name):
-    try:
-        import_torchvision()
-    except ImportError as missing:
-        pytest.skip(f"needs torch and torchvision, the reference: {missing}")
-    model = ours(name, SEED)
-    for height, width in SIZES:
-        x = images(height, width)
-        assert relative_difference(logits(model, x), torchvision_logits(name, x)) <= LOGITS_TOLERANCE, (height, width)
 
 
 # keras.applications

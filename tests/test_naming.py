@@ -17,10 +17,9 @@ from keras_resnet.registry import WEIGHTS
 from keras_resnet.schemes import IGNORED, SCHEMES, plain_names
 from keras_resnet.specs import VARIANTS, Spec, spec_of
 from tests.reference import COUNTS
-from tests.references import FAMILIES, LOGITS_TOLERANCE, draw, fill, images, import_torchvision, relative_difference
+from tests.references import FAMILIES, LOGITS_TOLERANCE, drain, draw, fill, images, pour, relative_difference
 
 PAIRS = [(variant, scheme) for variant in VARIANTS for scheme in SCHEMES if not differences(VARIANTS[variant], scheme)]
-SIZES = ((64, 64), (65, 97))  # even and odd: they pad differently
 CLASSES = 11
 
 
@@ -36,23 +35,6 @@ def some_weights(spec: Spec, **options: Any) -> dict[str, dict[str, np.ndarray]]
     for layer, variable, shape in layout(spec, **options):
         weights.setdefault(layer, {})[variable] = draw(layer, variable, shape)
     return weights
-
-
-def pour(model: Any, weights: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
-    """Give a Keras model weights by layer and variable, all of them."""
-    layers = {layer.name: layer for layer in model.layers if layer.weights}
-    assert layers.keys() == weights.keys()
-    for name, layer in layers.items():
-        layer.set_weights([weights[name][weight.name] for weight in layer.weights])
-    return model
-
-
-def drain(model: Any) -> dict[str, dict[str, np.ndarray]]:
-    return {
-        layer.name: {weight.name: value for weight, value in zip(layer.weights, layer.get_weights(), strict=True)}
-        for layer in model.layers
-        if layer.weights
-    }
 
 
 def assert_equal(ours: Mapping[str, Mapping[str, np.ndarray]], others: Mapping[str, Mapping[str, np.ndarray]]) -> None:
@@ -346,95 +328,7 @@ def test_logits_are_those_of_keras_applications_there_and_back(name, variant, sc
     assert relative_difference(logits(pour(theirs, back), batch), logits(ours, batch)) < LOGITS_TOLERANCE
 
 
-# Logits of PyTorch's implementations ---------------------------------------------------------------------------------
-
-
-def torchvision_network(name: str) -> Any:
-    return getattr(import_torchvision().models, name)(weights=None, num_classes=CLASSES)
-
-
-def timm_network(name: str) -> Any:
-    import_torchvision()  # which timm imports
-    import timm
-
-    return timm.create_model(name, num_classes=CLASSES)
-
-
-def transformers_network(name: str) -> Any:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    forms = {
-        "resnet18": {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"},
-        "resnet50": {"depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048], "layer_type": "bottleneck"},
-    }
-    depth, _, old = name.partition("_")
-    return ResNetForImageClassification(
-        ResNetConfig(**forms[depth], num_labels=CLASSES, downsample_in_bottleneck=bool(old))
-    )
-
-
-def random_tensors(network: Any) -> dict[str, np.ndarray]:
-    """Random values for a state dict, by shape and ending alone: no name map has a hand in it."""
-    tensors = {}
-    for name, tensor in network.state_dict().items():
-        shape = tuple(tensor.shape)
-        if len(shape) > 1:
-            values = draw(name, "kernel", shape[::-1]).transpose()  # out last in Keras, first in PyTorch
-        elif name.endswith("running_var") or (name.endswith("weight") and len(shape) == 1):
-            values = draw(name, "gamma", shape)
-        elif shape:
-            values = draw(name, "bias", shape)
-        else:
-            values = np.zeros((), np.int64)
-        tensors[name] = np.ascontiguousarray(values) if shape else values
-    return tensors
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("library", "name", "variant", "scheme"),
-    [
-        (torchvision_network, "resnet18", "resnet18", "torchvision"),
-        (torchvision_network, "resnet50", "resnet50", "torchvision"),
-        (torchvision_network, "resnext50_32x4d", "resnext50_32x4d", "torchvision"),
-        (torchvision_network, "wide_resnet50_2", "wide_resnet50_2", "torchvision"),
-        (timm_network, "resnet18", "resnet18", "torchvision"),
-        (timm_network, "resnet50", "resnet50", "torchvision"),
-        (timm_network, "resnetv2_18", "resnetv2_18", "timm_v2"),
-        (timm_network, "resnetv2_50", "resnetv2_50", "timm_v2"),
-        (transformers_network, "resnet18", "resnet18", "transformers"),
-        (transformers_network, "resnet50", "resnet50", "transformers"),
-        (transformers_network, "resnet50_v1", "resnet50_v1", "transformers"),
-    ],
-    ids=lambda value: value.__name__.removesuffix("_network") if callable(value) else value,
-)
-def test_logits_are_those_of_the_pytorch_implementation_there_and_back(library, name, variant, scheme):
-    try:
-        network = library(name).eval()
-    except ImportError as error:
-        pytest.skip(f"needs {error.name}: requirements-reference.txt")
-    import torch
-
-    tensors = random_tensors(network)
-    network.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in tensors.items()}, strict=True)
-    spec = spec_of(variant, classes=CLASSES)
-    weights = to_ours(tensors, spec, scheme)
-    ours = pour(build(spec, input_shape=(None, None, 3), classifier_activation=None), weights)
-    worst = 0.0
-    for height, width in SIZES:
-        batch = images(height, width, batch=2)
-        with torch.no_grad():
-            answer = network(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy()))
-        expected = getattr(answer, "logits", answer).numpy()
-        worst = max(worst, relative_difference(logits(ours, batch), expected))
-    assert worst < LOGITS_TOLERANCE
-
-    if not differences(spec, scheme):
-        back = from_ours(drain(ours), spec, scheme)
-        assert list(back) == list(tensors) or back.keys() == tensors.keys()
-        for key, array in tensors.items():
-            np.testing.assert_array_equal(back[key], array, key)
-        network.load_state_dict({key: torch.from_numpy(array) for key, array in back.items()}, strict=True)
+# Logits of PyTorch's files -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

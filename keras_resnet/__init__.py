@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from keras_resnet.models import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, build, features, freeze
     from keras_resnet.preprocessing import Preprocessing, preprocess_input, preprocessing_of
     from keras_resnet.profiling import profile
+    from keras_resnet.publishing import save_hub_folder
     from keras_resnet.registry import WEIGHTS, list_weights
     from keras_resnet.rematerialisation import rematerialise
     from keras_resnet.specs import VARIANTS, Spec, cifar, list_variants
@@ -28,6 +29,7 @@ __getattr__, __dir__ = lazy(
         "models": ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152", "build", "features", "freeze"),
         "preprocessing": ("Preprocessing", "preprocess_input", "preprocessing_of"),
         "profiling": ("profile",),
+        "publishing": ("save_hub_folder",),
         "registry": ("WEIGHTS", "list_weights"),
         "rematerialisation": ("rematerialise",),
         "specs": ("VARIANTS", "Spec", "cifar", "list_variants"),
@@ -61,6 +63,7 @@ __all__ = [
     "preprocessing_of",
     "profile",
     "rematerialise",
+    "save_hub_folder",
     "save_weights_as",
     "training",
 ]

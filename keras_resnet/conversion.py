@@ -21,6 +21,7 @@ from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.readers import read_tensors, tensors_in
 from keras_resnet.recognition import spec_from
 from keras_resnet.schemes import SCHEMES
+from keras_resnet.specs import Spec
 
 TENSOR_SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin")
 
@@ -66,30 +67,44 @@ def from_torch(
 def save_weights_as(model: keras.Model, path: str | os.PathLike[str], *, naming: str = "torchvision") -> None:
     """Write a network's weights under another library's names, for its own loader; logits are equal there.
 
-    path: a `.safetensors` file, or `.pth` (a state dict; needs torch). naming: "torchvision" (timm's `resnet*` too),
-    "timm_v2", "transformers", "akamaster", ... : the keys of `schemes.SCHEMES`.
+    path: a `.safetensors` file, or `.pth` (a state dict; needs torch). naming: "torchvision", "timm" (its `resnet*` or
+    `resnetv2_*`, as the network is), "transformers", "akamaster", ... : the keys of `schemes.SCHEMES`.
     Raises UsageError for an unknown naming or suffix, and where that library would compute another function.
     """
-    if naming not in SCHEMES:
-        raise unknown("naming", naming, SCHEMES, where="naming=")
     target = Path(path)
     if target.suffix not in TENSOR_SUFFIXES:
         raise UsageError(f"path {str(path)!r} must end in .safetensors or .pth")
+    tensors = tensors_as(model, naming)
+    with replacing(target) as (scratch,):
+        write_tensors(tensors, scratch)
+
+
+def tensors_as(model: keras.Model, naming: str) -> dict[str, np.ndarray]:
+    """A network's weights as another library's tensors; arguments and errors as those of `save_weights_as`."""
+    spec = spec_of_model(model)
     weights = {
         layer.name: {variable.name: np.asarray(variable.value, np.float32) for variable in layer.weights}
         for layer in model.layers
         if layer.weights
     }
-    tensors = from_ours(weights, spec_of_model(model), naming)
-    with replacing(target) as (scratch,):
-        _write(tensors, scratch)
+    return from_ours(weights, spec, scheme_for(naming, spec))
 
 
-def _write(tensors: dict[str, np.ndarray], path: Path) -> None:
+def scheme_for(naming: str, spec: Spec) -> str:
+    """The key of `schemes.SCHEMES` that a naming means for a network. Raises UsageError for an unknown one."""
+    if naming == "timm":
+        return "timm_v2" if spec.preactivation else "torchvision"
+    if naming not in SCHEMES:
+        raise unknown("naming", naming, ("timm", *SCHEMES), where="naming=")
+    return naming
+
+
+def write_tensors(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write a `.safetensors` file, or by any other suffix a state dict of PyTorch. Raises UsageError without torch."""
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(dict(tensors), path, metadata={"format": "pt"})
         return
     try:
         import torch

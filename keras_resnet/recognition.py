@@ -91,7 +91,7 @@ def spec_from(tensors: Mapping[str, np.ndarray], *, where: str = "the file") -> 
         raise InputError(f"{where} has the tensors of no network: {error}{_hint(plain)}") from error
     except InputError as error:
         raise InputError(f"{error}{_hint(plain)}") from error
-    variant = _variant_of(spec)
+    variant = variant_of(spec)
     if variant:
         row = VARIANTS[variant]
         size = spec.input_size if spec.stem != row.stem else row.input_size
@@ -148,7 +148,7 @@ def _read(scheme: str, shapes: Mapping[str, Shape], where: str) -> tuple[Spec, i
     return replace(spec, shortcut=shortcut), channels
 
 
-def _variant_of(spec: Spec) -> str | None:
+def variant_of(spec: Spec) -> str | None:
     """The row of VARIANTS that a spec is, classes apart; with another stem where no row has that one."""
     wanted = computed(spec)
     for apart in ({"classes"}, {"classes", "stem", "pool_padding"}):

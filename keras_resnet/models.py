@@ -227,16 +227,17 @@ def features(model: keras.Model) -> keras.Model:
         return keras.Model(model.input, outputs, name=f"{model.name}_features")
 
 
-def freeze(model: keras.Model, *, through: str = "stem", batch_norm: bool = True) -> None:
-    """Stop training of every layer up to a part: "stem", "stage1", ..., or the name of a layer.
+def freeze(model: keras.Model, *, through: str | None = "stem", batch_norm: bool = True) -> None:
+    """Train only the layers behind a part: "stem", "stage1", ..., or the name of a layer; None: train all.
 
-    Where `batch_norm`, frozen BatchNormalization runs on its stored statistics (what Keras does by itself); without,
-    those layers keep training. Raises UsageError for an unknown part.
+    Every layer is set, so that a later call takes an earlier one back; `model.trainable = True` does not (Keras 3.15.1
+    leaves the layers alone where the model has that value already). Where `batch_norm`, frozen BatchNormalization runs
+    on its stored statistics (what Keras does by itself); without, those layers keep training. Compile the model
+    afterwards. Raises UsageError for an unknown part.
     """
     order = [layer.name for layer in model.layers]
     until = max((i for i, name in enumerate(order) if name == through or name.startswith(f"{through}_")), default=-1)
-    if until < 0:
+    if until < 0 and through is not None:
         raise unknown("part", through, dict.fromkeys(name.split("_")[0] for name in order), where="through=")
-    for layer in model.layers[: until + 1]:
-        if batch_norm or not isinstance(layer, layers.BatchNormalization):
-            layer.trainable = False
+    for i, layer in enumerate(model.layers):
+        layer.trainable = i > until or (not batch_norm and isinstance(layer, layers.BatchNormalization))

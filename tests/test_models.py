@@ -369,25 +369,74 @@ def test_features_of_a_foreign_model_are_refused():
 # Freezing
 
 
-@pytest.mark.parametrize(("part", "frozen"), [("stem", {"stem"}), ("stage1", {"stem", "stage1"})])
-def test_freezing_stops_the_training_of_everything_up_to_a_part(part, frozen):
-    model = build(SMALL)
-    freeze(model, through=part)
-    parts = {False: set(), True: set()}
+PARTS = ("stem", "stage1", "stage2", "head")
+
+
+def trainable_parts(model: keras.Model) -> dict[bool, set[str]]:
+    parts: dict[bool, set[str]] = {False: set(), True: set()}
     for layer in model.layers:
-        if layer.weights:
+        if layer.weights and not isinstance(layer, layers.Dropout):
             parts[layer.trainable].add(layer.name.split("_")[0])
-    assert parts == {False: frozen, True: {"stem", "stage1", "stage2", "head"} - frozen}
+    return parts
 
 
-def test_freezing_can_leave_batch_normalization_in_training():
+@pytest.mark.parametrize("part", PARTS[:-1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_freezing_stops_the_training_of_everything_up_to_a_part_and_of_nothing_else(family, part):
+    model = build(FAMILIES[family])
+    freeze(model, through=part)
+    until = PARTS.index(part) + 1
+    found = trainable_parts(model)
+    assert found[False] == {*PARTS[:until]} & (found[False] | found[True])
+    assert found[True] == {"stem", "stage1", "stage2", "stage3", "head"} & (found[False] | found[True]) - found[False]
+    assert "head" in found[True]
+
+
+def test_freezing_again_takes_the_earlier_freezing_back():
     model = build(SMALL)
-    freeze(model, through="stem", batch_norm=False)
-    assert [model.get_layer(name).trainable for name in ("stem_conv", "stem_bn", "stage1_block1_conv1")] == [
-        False,
-        True,
-        True,
-    ]
+    freeze(model, through="stage2")
+    assert trainable_parts(model) == {False: {"stem", "stage1", "stage2"}, True: {"head"}}
+    freeze(model, through="stem")
+    assert trainable_parts(model) == {False: {"stem"}, True: {"stage1", "stage2", "head"}}
+    freeze(model, through=None)
+    assert trainable_parts(model) == {False: set(), True: {"stem", "stage1", "stage2", "head"}}
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("family", ["basic", "v2 of timm", "v2 of Keras"])
+def test_training_moves_what_is_not_frozen_and_no_statistics_of_what_is(family, batch_norm):
+    model = fill(build(FAMILIES[family]))
+    freeze(model, through="stage1", batch_norm=batch_norm)
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    frozen = {layer.name: not layer.trainable for layer in model.layers}
+    before = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+    model.fit(images(32, 32, batch=8), np.arange(8), batch_size=4, epochs=1, verbose=0)
+    for name, weights in before.items():
+        moved = [not np.array_equal(a, b) for a, b in zip(weights, model.get_layer(name).get_weights(), strict=True)]
+        assert not any(moved) if frozen[name] else all(moved), name
+    normalisations = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    assert batch_norm == any(frozen[layer.name] for layer in normalisations)
+
+
+def test_a_frozen_normalisation_answers_in_training_as_it_does_in_use():
+    model = fill(build(SMALL))
+    freeze(model, through="stage2")
+    x = images(32, 32, batch=4)
+    backbone = keras.Model(model.input, model.get_layer("head_dense").input)
+    in_training, in_use = (ops.convert_to_numpy(backbone(x, training=training)) for training in (True, False))
+    assert np.array_equal(in_training, in_use)
+
+
+def test_only_what_is_not_frozen_gets_gradients():
+    import tensorflow as tf
+
+    model = build(SMALL)
+    freeze(model, through="stage1")
+    with tf.GradientTape() as tape:
+        loss = ops.sum(model(images(32, 32), training=True)[:, 0])
+    wanted = {v.path for v in model.trainable_variables}
+    assert {path.split("/")[0].split("_")[0] for path in wanted} == {"stage2", "head"}
+    assert all(g is not None for g in tape.gradient(loss, [v.value for v in model.trainable_variables]))
 
 
 def test_freezing_an_unknown_part_is_refused():

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from keras_resnet import export as export
     from keras_resnet import training as training
     from keras_resnet.conversion import from_torch, save_weights_as
+    from keras_resnet.labels import decode_predictions
     from keras_resnet.models import ResNet18, ResNet34, ResNet50, ResNet101, ResNet152, build, features, freeze
-    from keras_resnet.preprocessing import Preprocessing, preprocess_input, preprocessing_of
+    from keras_resnet.preprocessing import Preprocessing, preprocess_image, preprocess_input, preprocessing_of
     from keras_resnet.profiling import profile
     from keras_resnet.publishing import save_hub_folder
     from keras_resnet.registry import WEIGHTS, list_weights
@@ -26,8 +27,9 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "conversion": ("from_torch", "save_weights_as"),
+        "labels": ("decode_predictions",),
         "models": ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "ResNet152", "build", "features", "freeze"),
-        "preprocessing": ("Preprocessing", "preprocess_input", "preprocessing_of"),
+        "preprocessing": ("Preprocessing", "preprocess_image", "preprocess_input", "preprocessing_of"),
         "profiling": ("profile",),
         "publishing": ("save_hub_folder",),
         "registry": ("WEIGHTS", "list_weights"),
@@ -51,6 +53,7 @@ __all__ = [
     "Spec",
     "build",
     "cifar",
+    "decode_predictions",
     "export",
     "features",
     "freeze",
@@ -59,6 +62,7 @@ __all__ = [
     "list_weights",
     "load_model",
     "load_weights",
+    "preprocess_image",
     "preprocess_input",
     "preprocessing_of",
     "profile",

@@ -11,6 +11,8 @@ import dataclasses
 import json
 import os
 import sys
+import textwrap
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -18,10 +20,14 @@ from typing import Any, NoReturn
 from keras_resnet import __version__
 from keras_resnet.console import load_keras, silenced
 from keras_resnet.errors import InputError, KerasResnetError, UsageError, nearest, unknown
+from keras_resnet.files import check_file, replacing, write_csv
 from keras_resnet.specs import VARIANTS, list_variants, spec_of
 from keras_resnet.training.recipes import RECIPES, Recipe
 
 INTERRUPTED = 130
+MOST_PIXELS = 10_000
+DATA = "'digits', a folder or .tar of class folders, or a .npz"
+MODEL = "a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
 FORMATS = {"tflite": ("float32", "float16", "dynamic", "int8"), "coreml": ("float16", "float32")}
 
 
@@ -105,7 +111,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "train, export, verify: from images to a phone file with a page that says how well it answers",
         "keras-resnet quickstart --data photos/ --out photos-quickstart",
     )
-    one.add_argument("--data", default="digits", help="'digits' (default), a folder of class folders, or a .npz")
+    one.add_argument("--data", default="digits", help=f"{DATA} (default: digits)")
     one.add_argument("--out", default="quickstart", metavar="FOLDER", help="where to write (default: quickstart)")
     _recipe_options(one, ("variant", "image_size", "epochs", "batch_size", "learning_rate", "seed"))
 
@@ -135,7 +141,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     one.add_argument("variant", nargs="?", help="the network (default: the recipe's)")
     one.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)} (default: digits)")
-    one.add_argument("--data", required=True, help="'digits', a folder of class folders, or a .npz")
+    one.add_argument("--data", required=True, help=DATA)
     one.add_argument("--validation", help="images that choose the epoch (default: a tenth of --data)")
     one.add_argument("--test", help="images that the evaluation is on (default: those of --validation)")
     one.add_argument("--run", required=True, metavar="FOLDER", dest="folder", help="the run folder to write")
@@ -144,11 +150,28 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one = verb(
         "evaluate",
         _evaluate,
-        "accuracy of a trained network on labelled images",
-        "keras-resnet evaluate runs/a --data photos-test/",
+        "accuracy of a network on labelled images, with its interval",
+        "keras-resnet evaluate resnet50:imagenet --data imagenet-val/",
     )
-    one.add_argument("model", help="a run folder or a .keras file")
-    one.add_argument("--data", required=True, help="'digits', a folder of class folders, or a .npz")
+    one.add_argument("model", help=MODEL)
+    one.add_argument("--data", required=True, help=f"{DATA}; classes by name, ImageNet id or number")
+    one.add_argument("--resize", metavar="PIXELS", help="short side before the crop, or none (default: the network's)")
+    one.add_argument("--crop", metavar="PIXELS", help="side of the centre crop, or none (default: the network's)")
+    one.add_argument("--labels", metavar="FILE", help="a text file with the network's classes, a name a line")
+    one.add_argument("--per-class", metavar="FILE", help="a .csv to write: a row a class")
+    one.add_argument("--json", action="store_true")
+
+    one = verb(
+        "predict",
+        _predict,
+        "what a network sees in images: the best classes with their probabilities",
+        "keras-resnet predict resnet50:imagenet cat.jpg dog.jpg --grid answers.png",
+    )
+    one.add_argument("model", help=f"{MODEL}, or a .tflite file")
+    one.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    one.add_argument("--top", type=int, default=5, help="how many classes (default: 5)")
+    one.add_argument("--labels", metavar="FILE", help="a text file with a class a line (default: what is known)")
+    one.add_argument("--grid", metavar="FILE", help="a .png to write: the images with their answers")
     one.add_argument("--json", action="store_true")
 
     one = verb(
@@ -157,7 +180,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "write a file for a phone, with its labels, manifest and report beside it",
         "keras-resnet export runs/a --format tflite --quantize int8 --calibration photos/ --out a.tflite",
     )
-    one.add_argument("model", help="a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS")
+    one.add_argument("model", help=MODEL)
     one.add_argument("--format", default="tflite", help=f"one of: {', '.join(FORMATS)} (default: tflite)")
     one.add_argument("--quantize", help="tflite: int8 (default), dynamic, float16, float32; coreml: float16, float32")
     one.add_argument("--calibration", help="images that set int8's ranges; not those of --data")
@@ -175,7 +198,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument(
         "--model", required=True, help="a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
     )
-    one.add_argument("--data", required=True, help="'digits', a folder of class folders, or a .npz")
+    one.add_argument("--data", required=True, help=DATA)
     one.add_argument("--json", action="store_true")
     return parser, verbs
 
@@ -318,17 +341,81 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    changes = {name: _pixels(name, getattr(options, name)) for name in ("resize", "crop")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    labels = _read_labels(options.labels)
+    if options.per_class is not None:
+        check_file(options.per_class, (".csv",))
     load_keras(debug=options.debug)
-    from keras_resnet.export.concrete import labels_of, open_model
+    from keras_resnet.export.concrete import open_model
+    from keras_resnet.export.prediction import names_of
+    from keras_resnet.preprocessing import preprocessing_of
     from keras_resnet.training import evaluate_model, open_images
 
     images = open_images(options.data)
-    found = evaluate_model(open_model(options.model), images, labels_of(options.model))
+    model = open_model(options.model)
+    known = labels or names_of(options.model, model.outputs[0].shape[-1])
+    preprocessing = dataclasses.replace(preprocessing_of(model), **changes)
+    start = time.perf_counter()
+    found = evaluate_model(model, images, known, preprocessing=preprocessing, progress=True)
+    rate = found.count / (time.perf_counter() - start)
+    if options.per_class is not None:
+        write_csv(options.per_class, found.per_class())
     if options.json:
-        print(json.dumps(dataclasses.asdict(found)))
-    else:
-        low, high = found.interval
-        print(f"{found.top1:.2%} ({found.correct:,} of {found.count:,} of {found.data}; 95 %: {low:.2%} to {high:.2%})")
+        shown = {k: v for k, v in dataclasses.asdict(found).items() if k not in ("confusion", "predictions", "classes")}
+        print(json.dumps({**shown, "resize": preprocessing.resize, "crop": preprocessing.crop, "images_per_s": rate}))
+        return
+    low, high = found.interval
+    top5 = "" if found.top5 is None else f", top-5 {found.top5:.2%}"
+    print(
+        f"top-1 {found.top1:.2%} ({found.correct:,} of {found.count:,} of {found.data}; 95 %: {low:.2%} to {high:.2%})"
+        f"{top5}, resize {preprocessing.resize or 'none'}, crop {preprocessing.crop or 'none'}, {rate:.0f} images/s"
+    )
+
+
+def _predict(options: argparse.Namespace) -> None:
+    labels = _read_labels(options.labels)
+    if options.top < 1:
+        raise UsageError(f"--top {options.top} must be 1 or more")
+    if options.grid is not None:
+        check_file(options.grid, (".png",))
+    load_keras(debug=options.debug)
+    from keras_resnet.export.prediction import predict
+
+    found = predict(options.model, options.images, top=options.top, labels=labels)
+    if options.grid is not None:
+        from keras_resnet.training import plots
+
+        lines = ["\n".join(f"{a.score:.1%} {textwrap.shorten(a.name, 28)}" for a in one.answers[:3]) for one in found]
+        with replacing(options.grid) as (scratch,):
+            scratch.write_bytes(plots.grid([one.image for one in found], lines))
+    if options.json:
+        rows = [{"image": one.image, "answers": [answer._asdict() for answer in one.answers]} for one in found]
+        print(json.dumps(rows, indent=2))
+        return
+    for one in found:
+        print(one.image)
+        for answer in one.answers:
+            print(f"  {answer.score:7.2%}  {answer.name}" + (f"  ({answer.id})" if answer.id != answer.name else ""))
+
+
+def _pixels(name: str, given: str | None) -> int | None:
+    """A number of pixels, 0 for "none"; None where nothing was given."""
+    if given is None or given == "none":
+        return None if given is None else 0
+    if not given.isdecimal() or not 1 <= int(given) <= MOST_PIXELS:
+        raise UsageError(f"--{name} {given!r} must be a number of pixels from 1 to {MOST_PIXELS:,}, or none")
+    return int(given)
+
+
+def _read_labels(path: str | None) -> list[str] | None:
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--labels {path!r} is no text in UTF-8: write a class a line") from error
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -342,10 +429,7 @@ def _export(options: argparse.Namespace) -> None:
     from keras_resnet.export import to_coreml, to_tflite
     from keras_resnet.export.concrete import labels_of, open_model
 
-    labels = None
-    if options.labels is not None:
-        with open(options.labels, encoding="utf-8") as file:
-            labels = file.read().splitlines()
+    labels = _read_labels(options.labels)
     # Weights of other libraries are loaded here, for what is said of them is to be seen.
     model = options.model if labels_of(options.model) else open_model(options.model)
     with silenced(not options.debug):

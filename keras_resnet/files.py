@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_resnet.errors import InputError
+from keras_resnet.errors import InputError, UsageError
 
 
 @contextlib.contextmanager
@@ -51,6 +53,34 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same keys as comma-separated values, the keys first, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def check_file(path: str | os.PathLike[str], suffixes: Sequence[str]) -> Path:
+    """The path of a file that can be written, before the work for it begins.
+
+    Raises UsageError for another suffix, InputError for a place that cannot be written.
+    """
+    target = Path(path)
+    if target.suffix not in suffixes:
+        raise UsageError(f"output {str(path)!r} must end in {' or '.join(map(repr, suffixes))}")
+    existing = next((parent for parent in target.parents if parent.exists()), Path("."))
+    if target.is_dir() or not existing.is_dir():
+        raise InputError(
+            f"output {str(path)!r} cannot be written: {str(target if target.is_dir() else existing)!r} is "
+            f"a {'folder' if target.is_dir() else 'file'}"
+        )
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"output {str(path)!r} cannot be written: no permission in {str(existing)!r}")
+    return target
 
 
 def check_space(folder: str | os.PathLike[str], needed_bytes: int) -> None:

@@ -6,6 +6,7 @@ that plain Keras keeps when it loads the file and writes it again.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from keras_resnet.errors import InputError, UsageError, unknown
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 ORDERS = ("rgb", "bgr")
+MODES = {1: "L", 3: "RGB"}  # Pillow's names of the pictures that a network of so many channels reads
 
 
 @dataclass(frozen=True)
@@ -134,24 +136,69 @@ def preprocess_input(images: Any, model: Any) -> np.ndarray:
     return preprocessing_of(model).normalise(images)
 
 
-def fit_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """A picture as RGB pixels at the network's size: short side resized, centre cropped, as torchvision does both.
+def preprocess_image(
+    image: str | os.PathLike[str] | Image.Image | np.ndarray, preprocessing: Preprocessing | Any
+) -> np.ndarray:
+    """One image as the network reads it: decoded, resized, cropped, normalised; float32 [height, width, channels].
 
-    Returns uint8 [height, width, 3]; the crop's size where one is set. EXIF orientation is applied; grey, palette and
-    transparent pictures become RGB. Source: torchvision.transforms.functional, `resize` and `center_crop`.
-    Raises InputError where a picture without resize is smaller than the crop.
+    image: a file, a Pillow image, or uint8 pixels [height, width] or [height, width, 1, 3 or 4]; preprocessing: a
+    Preprocessing, or the model that carries one. EXIF orientation is applied. `model.predict(x[None])` answers.
+    Raises InputError for what is absent, no image, of more than 8 bits, or smaller than a crop without a resize.
     """
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    chosen = preprocessing if isinstance(preprocessing, Preprocessing) else preprocessing_of(preprocessing)
+    return chosen.normalise(fit_image(open_image(image), chosen))
+
+
+def open_image(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Image.Image:
+    """A Pillow image from a file, from itself or from uint8 pixels. Raises InputError for what is none of these."""
+    if isinstance(image, Image.Image):
+        opened = image
+    elif isinstance(image, (str, os.PathLike)):
+        try:
+            with Image.open(image) as opened:
+                opened.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise InputError(f"{str(image)!r} is not an image that can be read ({error})") from error
+    else:
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))):
+            raise InputError(
+                f"an image of {pixels.dtype} {pixels.shape} is not uint8 [height, width] or [height, width, 1, 3 or 4]"
+            )
+        if not pixels.size:
+            raise InputError(f"an image of shape {pixels.shape} has no pixels")
+        opened = Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
+    if opened.mode.startswith(("I", "F")):  # Pillow would cut what is above 255
+        raise InputError(f"{_called(image)} has more than 8 bits a channel (mode {opened.mode}): save it with 8 bits")
+    return opened
+
+
+def _called(image: Any) -> str:
+    return repr(str(image)) if isinstance(image, (str, os.PathLike)) else "an image"
+
+
+def fit_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+    """A picture as pixels at the network's size: short side resized, centre cropped, as torchvision does both.
+
+    Returns uint8 [height, width, 3], for a network of one channel [height, width, 1]; the crop's size where one is
+    set. EXIF orientation is applied; grey, palette and transparent pictures become RGB.
+    Source: torchvision.transforms.functional, `resize` and `center_crop`.
+    Raises InputError where a picture without resize is smaller than the crop, or the network reads other channels.
+    """
+    channels = len(preprocessing.mean)
+    if channels not in MODES:
+        raise InputError(f"a picture gives 1 or 3 channels, the network reads {channels}: normalise arrays yourself")
+    image = ImageOps.exif_transpose(image).convert(MODES[channels])
     if preprocessing.resize:
         width, height = image.size
         short, long = min(width, height), max(width, height)
         other = int(preprocessing.resize * long / short)
         size = (preprocessing.resize, other) if width <= height else (other, preprocessing.resize)
         image = image.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
-    if not preprocessing.crop:
-        return np.asarray(image)
-    crop, (width, height) = preprocessing.crop, image.size
-    if min(width, height) < crop:
-        raise InputError(f"a picture of {width}x{height} pixels is smaller than the crop of {crop}: set a resize")
-    left, top = round((width - crop) / 2.0), round((height - crop) / 2.0)
-    return np.asarray(image.crop((left, top, left + crop, top + crop)))
+    if preprocessing.crop:
+        crop, (width, height) = preprocessing.crop, image.size
+        if min(width, height) < crop:
+            raise InputError(f"a picture of {width}x{height} pixels is smaller than the crop of {crop}: set a resize")
+        left, top = round((width - crop) / 2.0), round((height - crop) / 2.0)
+        image = image.crop((left, top, left + crop, top + crop))
+    return np.asarray(image).reshape(*image.size[::-1], channels)

@@ -23,7 +23,8 @@ from keras_resnet.export.verification import TfliteFile
 from keras_resnet.files import write_json, write_text
 from keras_resnet.preprocessing import preprocess_input, preprocessing_of
 from keras_resnet.training import plots
-from keras_resnet.training.data import Images, open_images
+from keras_resnet.training.data import open_images
+from keras_resnet.training.images import Images
 from keras_resnet.training.recipes import RECIPES, Recipe, recipe_of
 from keras_resnet.training.runs import Run, versions
 from keras_resnet.training.trainer import train

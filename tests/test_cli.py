@@ -6,19 +6,21 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from keras_resnet import cli
 from keras_resnet.specs import VARIANTS
 from keras_resnet.training.recipes import RECIPES
 from tests.pictures import colour_folder
 
-VERBS = ("quickstart", "list", "inspect", "train", "evaluate", "export", "verify")
+VERBS = ("quickstart", "list", "inspect", "train", "evaluate", "predict", "export", "verify")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,6 +67,15 @@ def test_help_loads_neither_keras_nor_numpy() -> None:
         (["train", "--data", "digits", "--run", "x", "--learning-rate", "0"], "learning_rate=0.0 must be above 0"),
         (["export", "a.keras", "--out", "a.tflite", "--format", "onyx"], "unknown format 'onyx' (--format)"),
         (["export", "a.keras", "--out", "a.tflite", "--quantize", "int9"], "unknown number format 'int9' (--quantize)"),
+        (["predict", "a.keras"], "the following arguments are required: IMAGE"),
+        (["predict", "a.keras", "a.png", "--top", "0"], "--top 0 must be 1 or more"),
+        (["predict", "a.keras", "a.png", "--grid", "a.jpg"], "output 'a.jpg' must end in '.png'"),
+        (
+            ["evaluate", "a.keras", "--data", "digits", "--resize", "large"],
+            "--resize 'large' must be a number of pixels",
+        ),
+        (["evaluate", "a.keras", "--data", "digits", "--crop", "0"], "--crop '0' must be a number of pixels"),
+        (["evaluate", "a.keras", "--data", "digits", "--per-class", "a.txt"], "output 'a.txt' must end in '.csv'"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
@@ -90,11 +101,18 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
             "'nowhere.keras' does not exist",
         ),
         (["verify", "nowhere.tflite", "--model", "x.keras", "--data", "digits"], "is no .tflite file"),
+        (["predict", "nowhere.keras", __file__], "test_cli.py' is not an image that can be read"),
+        (["predict", "nowhere.keras", "nowhere.png"], "'nowhere.png' is not an image that can be read"),
+        (["predict", "nowhere.tflite", "RUN.png"], "'nowhere.tflite' does not exist"),
+        (["predict", "nowhere.keras", "RUN.png", "--labels", "nowhere.txt"], "nowhere.txt"),
+        (["predict", "nowhere.keras", "RUN.png", "--grid", "RUN.png/a.png"], "run.png' is a file"),
+        (["evaluate", "nowhere.keras", "--data", "digits", "--per-class", "RUN.png/a.csv"], "run.png' is a file"),
     ],
 )
 def test_a_failure_is_one_line_and_exit_code_1_and_leaves_nothing(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Image.new("RGB", (32, 32)).save(tmp_path / "run.png")
     assert cli.main([argument.replace("RUN", str(tmp_path / "run")) for argument in arguments]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -156,12 +174,31 @@ def test_train_evaluate_export_and_verify_follow_one_another(
     assert "% of 9" in capsys.readouterr().out
     assert cli.main(["list", "runs", str(tmp_path / "runs")]) == 0
     assert "cifar_resnet8" in capsys.readouterr().out
-    assert cli.main(["evaluate", folder, "--data", data, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["count"] == 90
+    table = tmp_path / "classes.csv"
+    assert cli.main(["evaluate", folder, "--data", data, "--json", "--per-class", str(table)]) == 0
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert (found["count"], found["resize"], found["crop"]) == (90, 16, 16)
+    assert "evaluating: 100%" in shown.err
+    rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
+    assert [row["class"] for row in rows] == ["blue", "green", "red"]
+    assert sum(int(row["correct"]) for row in rows) == found["correct"]
     assert cli.main(["export", folder, "--calibration", data, "--out", file]) == 0
     assert capsys.readouterr().out == f"{file}\n"
     assert cli.main(["verify", file, "--model", folder, "--data", data]) == 0
     assert capsys.readouterr().out.startswith("agreement ")
+    images = [str(tmp_path / "colours" / name / "000.png") for name in ("blue", "red")]
+    for model in (folder, file):
+        assert cli.main(["predict", model, *images, "--json", "--grid", str(tmp_path / "grid.png")]) == 0
+        blue, red = json.loads(capsys.readouterr().out)
+        assert (blue["image"], blue["answers"][0]["name"]) == (images[0], "blue")
+        assert red["answers"][0]["name"] == "red"
+        with Image.open(tmp_path / "grid.png") as grid:
+            assert grid.size[0] > 400
+    assert cli.main(["predict", folder, *images, "--top", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert re.fullmatch(r" +\d+\.\d\d%  blue  \(0\)", lines[1])
 
 
 def small_model(folder: Path) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,8 @@ from keras_resnet.errors import InputError, KerasResnetError, UsageError
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training import open_images
 from keras_resnet.training.augment import AUGMENTATIONS
-from keras_resnet.training.data import Images, evaluation_batches, normalise, training_batches
+from keras_resnet.training.batches import evaluation_batches, normalise, training_batches
+from keras_resnet.training.images import Images
 from tests.pictures import COLOURS, colour_folder
 
 PLAIN = Preprocessing(resize=0, crop=0, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -298,3 +302,105 @@ def test_pictures_of_more_than_8_bits_are_refused_and_not_cut(tmp_path: Path) ->
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "red" / "deep.png")
     with pytest.raises(InputError, match=r"deep\.png' has more than 8 bits"):
         open_images(folder)
+
+
+def packed(folder: Path, target: Path, root: str = "photos") -> Path:
+    """The folder in an archive, its entries in reverse order."""
+    with tarfile.open(target, "w:gz" if target.suffix == ".gz" else "w") as tar:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            tar.add(path, f"{root}/{path.relative_to(folder)}".lstrip("/"), recursive=False)
+    return target
+
+
+@pytest.mark.parametrize("root", ["photos", "", ".", "a/b"])
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_an_archive_gives_what_the_folder_in_it_gives(
+    folder: Path, tmp_path: Path, suffix: str, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "cache"))
+    images, expected = open_images(packed(folder, tmp_path / f"a{suffix}", root)), open_images(folder)
+    assert images.name == "a"
+    assert images.hash == expected.hash
+    assert np.array_equal(images.pixels(PLAIN), expected.pixels(PLAIN))
+    assert not (tmp_path / root / "red").exists() or root == ""
+
+
+def test_a_zipped_archive_is_unzipped_once_and_anew_where_it_changed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "cache"))
+    archive = packed(folder, tmp_path / "a.tar.gz")
+    open_images(archive)
+    assert "unzipped once" in capsys.readouterr().err
+    open_images(archive)
+    assert capsys.readouterr().err == ""
+    (folder / "red" / "000.png").unlink()
+    packed(folder, archive)
+    assert len(open_images(archive)) == 35
+    assert "unzipped once" in capsys.readouterr().err
+
+
+def wrong_archives(folder: Path, target: Path) -> dict[str, tuple[Path, str]]:
+    """Archives that cannot serve, with what is said of them."""
+    target.mkdir()
+    whole = packed(folder, target / "whole.tar").read_bytes()
+    found = {}
+
+    def archive(name: str, said: str, *entries: tuple[str, bytes | str]) -> None:
+        with tarfile.open(target / f"{name}.tar", "w") as tar:
+            for entry, content in entries:
+                info = tarfile.TarInfo(entry)
+                if isinstance(content, str):
+                    info.type, info.linkname = tarfile.SYMTYPE, content
+                    tar.addfile(info)
+                else:
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        found[name] = (target / f"{name}.tar", said)
+
+    picture = (folder / "red" / "000.png").read_bytes()
+    archive("empty", "is empty")
+    archive("link", "is a link", ("a/x.png", picture), ("b/y.png", "/etc/passwd"))
+    archive("loose", "is in no class folder", ("a/x.png", picture), ("y.png", picture))
+    archive("two roots", "has class folders in", ("one/a/x.png", picture), ("two/b/y.png", picture))
+    archive("no picture", "is not an image", ("a/x.png", picture), ("b/y.png", b"text"))
+    archive("one class", "has one class only", ("a/x.png", picture), ("a/y.png", picture))
+    for name, content, said in (
+        ("cut", whole[: len(whole) // 2], "cut short|no archive that can be read|not an image"),
+        ("foreign", b"no archive" * 100, "is no archive"),
+        ("nothing", b"", "is no archive|is empty"),
+    ):
+        (target / f"{name}.tar").write_bytes(content)
+        found[name] = (target / f"{name}.tar", said)
+    for name, content in (("cut", gzip.compress(whole)[:-2000]), ("foreign", b"no archive")):
+        (target / f"{name}.tar.gz").write_bytes(content)
+        found[f"{name} zip"] = (target / f"{name}.tar.gz", "cannot be unzipped")
+    return found
+
+
+def test_archives_that_cannot_serve_are_refused_by_name_and_leave_no_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "cache"))
+    for path, said in wrong_archives(folder, tmp_path / "wrong").values():
+        with pytest.raises(InputError, match=said) as caught:
+            open_images(path)
+        assert path.name in str(caught.value)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_pictures_come_in_their_order_however_they_are_batched(folder: Path) -> None:
+    images = open_images(folder)
+    whole = np.stack([images[i][0] for i in range(len(images))])
+    for size in (1, 5, 36, 100):
+        parts = list(images.batches(PLAIN, size))
+        assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
+        assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_a_picture_of_another_size_is_named(folder: Path) -> None:
+    Image.new("RGB", (9, 9)).save(folder / "red" / "005.png")
+    with pytest.raises(InputError, match=r"005\.png' is 9x9 pixels, .*000\.png' 20x16: set a crop"):
+        open_images(folder).pixels(PLAIN)
+    with pytest.raises(InputError, match=r"005\.png': a picture of 9x9 pixels is smaller than the crop of 16"):
+        open_images(folder).pixels(Preprocessing(resize=0, crop=16))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ from PIL import Image
 
 from keras_resnet import build, preprocess_input, preprocessing_of
 from keras_resnet.errors import InputError, UsageError
-from keras_resnet.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing, fit_image, parse
+from keras_resnet.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing, fit_image, parse, preprocess_image
 from keras_resnet.specs import cifar
-from tests.references import images
+from tests.references import images, import_torchvision
 
 # float32 arithmetic on values up to 255: one rounding in each of three operations.
 ROUNDING = 1e-5
@@ -220,3 +222,77 @@ def test_a_picture_smaller_than_the_crop_is_refused_unless_it_is_resized():
     with pytest.raises(InputError, match="8x6 pixels is smaller than the crop of 7: set a resize"):
         fit_image(picture(8, 6), Preprocessing(resize=0, crop=7))
     assert fit_image(picture(8, 6), Preprocessing(resize=8, crop=7)).shape == (7, 7, 3)
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth like a photograph: noise of 1/16 of the size, enlarged."""
+    small = np.random.default_rng(seed).integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (333, 333), (227, 227), (1023, 97)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (235, 224), (232, 224), (0, 96)])
+def test_an_image_is_prepared_as_torchvision_does_it(size, interpolation, resize, crop):
+    pytest.importorskip("torch")
+    import_torchvision()
+    from torchvision.transforms import v2
+
+    ours = Preprocessing(resize=resize, crop=crop, interpolation=interpolation)
+    steps = [v2.CenterCrop(crop), v2.PILToTensor()]
+    if resize:
+        steps.insert(0, v2.Resize(resize, v2.InterpolationMode(interpolation), antialias=True))
+    given = photograph(*size)
+    theirs = v2.Compose(steps)(given).permute(1, 2, 0).numpy()
+    assert np.array_equal(fit_image(given, ours), theirs)
+    normalised = v2.Normalize(IMAGENET.mean, IMAGENET.std)(v2.PILToTensor()(Image.fromarray(theirs)).float() / 255)
+    difference = np.abs(preprocess_image(given, ours) - normalised.permute(1, 2, 0).numpy())
+    assert difference.max() <= 1e-6 * 3
+
+
+def test_a_path_a_picture_and_its_pixels_give_the_same(tmp_path, network):
+    given = photograph(50, 40)
+    given.save(tmp_path / "a.png")
+    expected = preprocess_image(given, IMAGENET)
+    assert expected.shape == (224, 224, 3)
+    assert expected.dtype == np.float32
+    for same in (tmp_path / "a.png", str(tmp_path / "a.png"), np.asarray(given)):
+        assert np.array_equal(preprocess_image(same, IMAGENET), expected)
+    assert np.array_equal(preprocess_image(given, network), preprocess_image(given, VALUES["negative"]))
+
+
+def test_a_picture_that_a_camera_held_sideways_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    photograph(64, 48).save(tmp_path / "a.png", exif=exif)
+    upright = photograph(64, 48).transpose(Image.Transpose.ROTATE_270)
+    assert np.array_equal(preprocess_image(tmp_path / "a.png", IMAGENET), preprocess_image(upright, IMAGENET))
+
+
+def test_a_network_of_one_channel_gets_grey_and_one_of_two_no_picture():
+    grey = Preprocessing(resize=0, crop=4, mean=(0.5,), std=(0.5,))
+    given = photograph(8, 8)
+    expected = np.asarray(given.convert("L"))[2:6, 2:6, None]
+    assert np.array_equal(fit_image(given, grey), expected)
+    with pytest.raises(InputError, match="gives 1 or 3 channels, the network reads 2"):
+        fit_image(given, Preprocessing(mean=(0.5, 0.5), std=(0.5, 0.5)))
+
+
+@pytest.mark.parametrize("name", ["absent.png", "text.png", "cut.png", "deep.png", "folder", "x\0.png"])
+def test_what_is_no_picture_of_8_bits_is_refused_by_name(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    photograph(64, 64).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:300])
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=re.escape(name.partition("\0")[0])):
+        preprocess_image(tmp_path / name, IMAGENET)
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_pixels_of_another_type_or_shape_are_refused(pixels):
+    with pytest.raises(InputError, match="image of"):
+        preprocess_image(pixels, IMAGENET)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,16 @@ import numpy as np
 import pytest
 
 from keras_resnet.errors import InputError, UsageError
-from keras_resnet.preprocessing import preprocessing_of
+from keras_resnet.preprocessing import Preprocessing, preprocessing_of
 from keras_resnet.training import RECIPES, Recipe, Run, checkpoint, evaluate, open_images, train, trainer
 from keras_resnet.training.augment import AUGMENTATIONS
-from keras_resnet.training.evaluation import confusion_matrix, summarise, wilson_interval
+from keras_resnet.training.evaluation import (
+    confusion_matrix,
+    evaluate_model,
+    summarise,
+    top_k_accuracy,
+    wilson_interval,
+)
 from keras_resnet.training.recipes import recipe_of
 from keras_resnet.weights import load_model
 from tests.pictures import COLOURS, colour_folder
@@ -215,6 +222,37 @@ def test_an_unknown_augmentation_is_offered_the_nearest(colours: Path, tmp_path:
 def test_evaluating_on_other_classes_is_refused(finished: Run) -> None:
     with pytest.raises(UsageError, match="trained on"):
         evaluate(finished, "digits")
+
+
+def test_data_with_some_of_a_runs_classes_is_judged_under_the_runs_labels(finished: Run, tmp_path: Path) -> None:
+    some = colour_folder(tmp_path / "some")
+    shutil.rmtree(some / "blue")
+    found = evaluate(finished, some)
+    assert (found.count, found.correct) == (24, 24)
+    assert found.classes == tuple(sorted(COLOURS))
+    assert [row["class"] for row in found.per_class()] == ["green", "red"]
+
+
+def test_top_5_counts_the_five_best_and_of_equal_ones_the_first() -> None:
+    scores = np.array([[6, 5, 4, 3, 2, 1, 0], [0, 0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7.0]])
+    for labels, expected in (([4, 4, 2], 1.0), ([5, 4, 2], 2 / 3), ([5, 5, 1], 0.0)):
+        assert top_k_accuracy(scores, np.array(labels)) == pytest.approx(expected)
+    assert top_k_accuracy(scores[:, :5], np.array([0, 0, 0])) is None
+
+
+def test_a_row_a_class_says_how_many_were_right_and_what_the_others_were_taken_for() -> None:
+    found = summarise(np.array([0, 0, 0, 0, 1]), np.array([0, 2, 2, 1, 1]), ["a", "b", "c"], "some")
+    one, two = found.per_class()  # of class c there is no image
+    low, high = wilson_interval(1, 4)
+    expected = {"class": "a", "count": 4, "correct": 1, "top1": 0.25, "low": low, "high": high}
+    assert one == {**expected, "mostly_mistaken_for": "c"}
+    assert (two["top1"], two["mostly_mistaken_for"]) == (1.0, "")
+
+
+def test_images_at_another_size_than_the_network_reads_are_refused(finished: Run, colours: Path) -> None:
+    other = Preprocessing(resize=0, crop=12)
+    with pytest.raises(UsageError, match=r"come at 12x12 pixels, .* reads 16x16"):
+        evaluate_model(load_model(finished.model), open_images(colours), preprocessing=other)
 
 
 def test_weight_decay_leaves_normalisation_and_biases_alone(finished: Run) -> None:

@@ -10,8 +10,9 @@ if __name__ != "keras_resnet.training":
 from keras_resnet.lazy import lazy
 
 if TYPE_CHECKING:
-    from keras_resnet.training.data import Images, open_images
+    from keras_resnet.training.data import open_images
     from keras_resnet.training.evaluation import Evaluation, evaluate_model
+    from keras_resnet.training.images import Images
     from keras_resnet.training.recipes import RECIPES, Recipe
     from keras_resnet.training.runs import Run
     from keras_resnet.training.trainer import evaluate, train
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy(
     __name__,
     {
-        "data": ("Images", "open_images"),
+        "data": ("open_images",),
         "evaluation": ("Evaluation", "evaluate_model"),
+        "images": ("Images",),
         "recipes": ("RECIPES", "Recipe"),
         "runs": ("Run",),
         "trainer": ("evaluate", "train"),

@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import ImageOps
 
 from keras_resnet.errors import missing_extra
+from keras_resnet.preprocessing import open_image
+
+GRID_PIXELS = 280
 
 
 def check_installed() -> None:
@@ -48,6 +52,22 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], kind: str
                 axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black", size=8)
     axes.set(xlabel="answer", ylabel="truth")
     return _bytes(figure, kind)
+
+
+def grid(pictures: Sequence[Any], captions: Sequence[str], columns: int = 5) -> bytes:
+    """PNG: pictures (Pillow's, files or pixels) side by side, as they are seen, each above its caption."""
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = _figure(2.6 * columns, 3.1 * rows)
+    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        shown = ImageOps.exif_transpose(open_image(picture)).convert("RGB")
+        shown.thumbnail((GRID_PIXELS, GRID_PIXELS))
+        axes.imshow(np.asarray(shown))
+        axes.set_axis_off()
+        under = {"xytext": (0, -4), "textcoords": "offset points", "ha": "center", "va": "top", "size": 8}
+        axes.annotate(caption.replace("$", r"\$"), (0.5, 0), xycoords="axes fraction", **under)
+    return _bytes(figure, "png")
 
 
 def _figure(width: float, height: float) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_resnet.errors import InputError, UsageError
-from keras_resnet.files import write_json, write_text
+from keras_resnet.files import write_csv, write_json
 from keras_resnet.training.recipes import Recipe
 
 PACKAGES = ("keras-resnet-edge", "keras", "tensorflow", "numpy", "pillow")
@@ -106,11 +105,7 @@ class Run:
             return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
     def write_history(self, rows: list[dict[str, float]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.history, text.getvalue())
+        write_csv(self.history, rows)
 
 
 def check_run_folder(folder: str | os.PathLike[str]) -> Run:

@@ -19,8 +19,10 @@ from keras_resnet.errors import UsageError, unknown
 from keras_resnet.files import check_space, replacing, write_json
 from keras_resnet.training import checkpoint, plots
 from keras_resnet.training.augment import AUGMENTATIONS
-from keras_resnet.training.data import Images, evaluation_batches, open_images, training_batches
+from keras_resnet.training.batches import evaluation_batches, training_batches
+from keras_resnet.training.data import open_images
 from keras_resnet.training.evaluation import Evaluation, evaluate_model
+from keras_resnet.training.images import Images
 from keras_resnet.training.recipes import Recipe, recipe_of
 from keras_resnet.training.runs import Run, check_run_folder, open_run
 from keras_resnet.weights import load_model
@@ -116,7 +118,7 @@ def _finish(run: Run, tested: Images) -> None:
     """Draw the curves and evaluate the best model; evaluation.json comes last, for it says that the run is whole."""
     with replacing(run.curves) as (scratch,):
         scratch.write_bytes(plots.curves(run.read_history()))
-    result = evaluate_model(load_model(run.model), tested)
+    result = evaluate_model(load_model(run.model), tested, tested.classes)
     with replacing(run.confusion) as (scratch,):
         scratch.write_bytes(plots.confusion(result.confusion, result.classes))
     write_json(run.evaluation, {**asdict(result), "data_hash": tested.hash})

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-import zlib
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from keras_resnet.errors import InputError, MissingExtraError
 Tensors = Mapping[str, np.ndarray]
 # Under these keys training scripts put the tensors beside other things; averaged ones come first: they are better.
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "weights")
+
+MOST_RATIO = 100  # of what a file unpacks to and its size: weights hardly shrink
+HARMLESS_BYTES = 1 << 24  # of what is unpacked, however small it was
 
 
 class _Lazy(Mapping[str, np.ndarray]):
@@ -83,15 +86,31 @@ def _read_torch(path: Path) -> Tensors:
     import pickle
 
     try:
+        if zipfile.is_zipfile(path):  # torch's own form since 1.6, which stores and does not pack
+            with zipfile.ZipFile(path) as archive:
+                check_ratio(archive)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"weights file {str(path)!r} holds more than tensors, and code in it could do anything: not loaded. Where "
             "you trust it, save its tensors alone: torch.save(model.state_dict(), path)"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:  # foreign bytes bring up anything
         raise InputError(f"weights file {str(path)!r} is no PyTorch file that can be read: {_line(error)}") from error
-    return tensors_in(content, str(path))
+    tensors = tensors_in(content, str(path))
+    # A tensor can repeat one number for ever (stride 0), and a network of its shape would take all memory.
+    if sum(value.nbytes for value in tensors.values()) > max(HARMLESS_BYTES, MOST_RATIO * path.stat().st_size):
+        raise InputError(f"weights file {str(path)!r} claims to hold more than {MOST_RATIO} times its size: not loaded")
+    return tensors
+
+
+def check_ratio(archive: zipfile.ZipFile) -> None:
+    """Raise ValueError for a zip bomb, before anything is unpacked; Keras does so from 4 GiB up only."""
+    for member in archive.infolist():
+        if member.file_size > max(HARMLESS_BYTES, MOST_RATIO * member.compress_size):
+            raise ValueError(
+                f"{member.filename} unpacks from {member.compress_size:,} to {member.file_size:,} bytes: a zip bomb"
+            )
 
 
 def tensors_in(content: Any, where: str) -> Tensors:
@@ -120,39 +139,57 @@ def _as_array(value: Any) -> np.ndarray:
 
 
 def _read_keras_applications(path: Path) -> Tensors:
-    """The old HDF5 form: groups of layers with the names of their weights in attributes."""
+    """The old HDF5 form: a group a layer, the names of the weights below it.
+
+    Attributes repeat the names, and are not looked at: of a damaged file HDF5 1.14 reads them in an endless loop.
+    """
     import h5py
 
-    tensors: dict[str, np.ndarray] = {}
     try:
         with h5py.File(path) as file:
-            _refuse_links(file)
-            root = file.get("model_weights", file)
-            for layer in root.attrs["layer_names"]:
-                group = root[_text(layer)]
-                for name in map(_text, group.attrs["weight_names"]):
-                    value = group[name]
-                    if value.external:
-                        raise ValueError(f"{name} lies in another file")
-                    tensors[name.removesuffix(":0")] = value[()]
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, zlib.error) as error:
+            seen: set[int] = set()
+            parts = members(file, seen)
+            if "model_weights" in parts:  # a whole model's, beside those of its optimizer
+                parts = members(parts["model_weights"], seen)
+            found = dict(_datasets(parts, seen))
+            size = sum(dataset.nbytes for dataset in found.values())
+            if size > max(HARMLESS_BYTES, MOST_RATIO * path.stat().st_size):
+                raise ValueError(f"it claims to hold more than {MOST_RATIO} times its size")
+            tensors = {name.removesuffix(":0"): dataset[()] for name, dataset in found.items()}
+    except Exception as error:  # foreign bytes bring up anything
         raise InputError(f"weights file {str(path)!r} is no file of keras.applications: {_line(error)}") from error
     return tensors
 
 
-def _refuse_links(group: Any) -> None:
-    """A link could lead out of the file; Keras writes none."""
+def _datasets(parts: Mapping[str, Any], seen: set[int], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every array in the members of a group, by its path. Raises ValueError for one that lies outside the file."""
+    for key, member in parts.items():
+        if hasattr(member, "keys"):
+            yield from _datasets(members(member, seen), seen, f"{prefix}{key}/")
+        elif member.external or member.is_virtual:
+            raise ValueError(f"{member.name} lies in another file")
+        else:
+            yield prefix + key, member
+
+
+def members(group: Any, seen: set[int]) -> dict[str, Any]:
+    """What an HDF5 group holds; seen: the addresses of what was met in the file before, to which these are added.
+
+    Raises ValueError for a link, which could lead out of the file, before it is followed, and for what is in two
+    places, so that a walk through a file ends.
+    """
     import h5py
 
+    found = {}
     for key in group:
-        if group.id.links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD:
+        info = group.id.links.get_info(key.encode())
+        if info.type != h5py.h5l.TYPE_HARD:
             raise ValueError(f"{group.name}/{key} is a link, which Keras never writes")
-        if isinstance(group[key], h5py.Group):
-            _refuse_links(group[key])
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+        if info.u in seen:
+            raise ValueError(f"{group.name}/{key} is in two places, which Keras never writes")
+        seen.add(info.u)
+        found[key] = group[key]
+    return found
 
 
 def _line(error: BaseException) -> str:

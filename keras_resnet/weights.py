@@ -10,9 +10,8 @@ import json
 import os
 import sys
 import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,6 @@ from keras_resnet.registry import WeightSet
 SUFFIXES = (".weights.h5", ".keras")  # Keras' own; `readers.READERS` has the others
 HUB = "hf://"
 Shapes = tuple[tuple[int, ...], ...]  # of the weights of one layer
-
-# What Keras, h5py and zipfile raise on files that are not what their name says; all that mutated files brought up.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def load_weights(model: keras.Model, weights: str | os.PathLike[str] | Located) 
             model.load_weights(found)
     except InputError:
         raise  # found before anything was written
-    except _DAMAGE as error:
+    except Exception as error:  # foreign bytes bring up anything
         for variable, value in zip(model.variables, before, strict=True):
             variable.assign(value)
         raise InputError(f"weights file {str(path)!r} cannot be read: {_first_line(error)}") from error
@@ -124,10 +120,11 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
         raise UsageError(f"{str(path)!r} holds weights only: build the network and give it as weights=")
     try:
         with zipfile.ZipFile(found) as archive:
+            readers.check_ratio(archive)
             config = json.loads(archive.read("config.json"))
         with recursion_room(_count_layers(config)):
             return keras.models.load_model(found, compile=False)
-    except _DAMAGE as error:
+    except Exception as error:  # foreign bytes bring up anything
         raise InputError(f"{str(path)!r} cannot be loaded as a Keras model: {_first_line(error)}") from error
 
 
@@ -176,7 +173,8 @@ def _check_h5(path: Path, target: keras.Model) -> None:
     damaged file sends HDF5 1.14 into an endless loop.
     """
     with h5py.File(path) as file:
-        have = dict(_shapes_in(file))
+        seen: set[int] = set()
+        have = dict(_shapes_in(readers.members(file, seen), seen))
     want = {name: _shapes(layer) for name, layer in _layers_of(target)}
     missing = Counter(want.values()) - Counter(have.values())
     unexpected = Counter(have.values()) - Counter(want.values())
@@ -188,23 +186,15 @@ def _check_h5(path: Path, target: keras.Model) -> None:
         )
 
 
-def _shapes_in(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, Shapes]]:
-    """The layers in a `.weights.h5` file: Keras' numbered name (conv2d_3) and the shapes of the weights."""
-    layers = _members(group).get("layers")
-    for key, layer in _members(layers).items() if layers else ():
-        parts = _members(layer)
-        if "layers" in parts:
-            yield from _shapes_in(layer, f"{prefix}{key}/")
-        elif values := _members(parts["vars"]):
+def _shapes_in(parts: Mapping[str, Any], seen: set[int], prefix: str = "") -> Iterator[tuple[str, Shapes]]:
+    """The layers in the members of a `.weights.h5` file: Keras' numbered name (conv2d_3), the shapes of the weights."""
+    layers = parts.get("layers")
+    for key, layer in readers.members(layers, seen).items() if layers else ():
+        inner = readers.members(layer, seen)
+        if "layers" in inner:
+            yield from _shapes_in(inner, seen, f"{prefix}{key}/")
+        elif values := readers.members(inner["vars"], seen):
             yield prefix + key, tuple(values[index].shape for index in sorted(values))
-
-
-def _members(group: h5py.Group) -> dict[str, Any]:
-    """What an HDF5 group holds. A link, which could lead out of the file, is refused before it is followed."""
-    for key in group:
-        if group.id.links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD:
-            raise ValueError(f"{group.name}/{key} is a link, which Keras never writes")
-    return dict(group)
 
 
 def _first(names: list[str], count: int = 3) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 
 from keras_resnet.errors import InputError
 from keras_resnet.introspection import spec_of_model
-from keras_resnet.naming import Weights, differences, to_ours
-from keras_resnet.recognition import Found, spec_from
+from keras_resnet.naming import differences, values_of_ours
+from keras_resnet.recognition import spec_from
 
 HEAD = "head_dense"
 
@@ -33,34 +33,29 @@ def fit_tensors(model: keras.Model, tensors: Mapping[str, np.ndarray], *, where:
         raise InputError(
             f"{where} was made for a network that computes otherwise than {model.name!r}: {'; '.join(others)}"
         )
-    values = to_ours(
+    layers = {layer.name: {variable.name: variable for variable in layer.weights} for layer in model.layers}
+    fits = HEAD in layers and found.classes == spec.classes
+    for layer, variable, values in values_of_ours(
         tensors,
         replace(spec, classes=found.classes or spec.classes),
         found.scheme,
         channels=found.channels,
         include_top=found.classes is not None,
         where=where,
-    )
-    notes = _fit_head(values, found, spec.classes if HEAD in {layer.name for layer in model.layers} else None)
+    ):
+        if layer == "stem_conv" and variable == "kernel" and found.channels != channels:
+            values = adapt_channels(values, channels, where=where)  # may refuse, and comes first
+        if layer != HEAD or fits:
+            layers[layer][variable].assign(values)
+    notes = []
+    if HEAD in layers and not fits:
+        has = "no classifier" if found.classes is None else f"{found.classes} classes"
+        notes.append(
+            f"the file has {has}, the network {spec.classes} classes: the backbone was loaded, the head was not"
+        )
     if found.channels != channels:
-        stem = values["stem_conv"]
-        stem["kernel"] = adapt_channels(stem["kernel"], channels, where=where)
         notes.append(f"stem adapted from {found.channels} to {channels} input channels")
-    for layer in model.layers:
-        for variable in layer.weights if layer.name in values else ():
-            variable.assign(values[layer.name][variable.name])
     return notes
-
-
-def _fit_head(values: Weights, found: Found, classes: int | None) -> list[str]:
-    """Take the head out where it does not fit; classes: of the model, None without a head."""
-    if classes is None or found.classes == classes:
-        if classes is None:
-            values.pop(HEAD, None)
-        return []
-    values.pop(HEAD, None)
-    has = "no classifier" if found.classes is None else f"{found.classes} classes"
-    return [f"the file has {has}, the network {classes} classes: the backbone was loaded, the head was not"]
 
 
 def adapt_channels(kernel: np.ndarray, channels: int, *, where: str) -> np.ndarray:

@@ -170,27 +170,51 @@ def to_ours(
 ) -> Weights:
     """Another library's tensors as the weights of our network, float32, by layer and variable; views where possible.
 
+    Arguments and errors as those of `values_of_ours`.
+    """
+    weights: Weights = {}
+    options: dict[str, Any] = {"channels": channels, "include_top": include_top, "where": where}
+    for layer, variable, values in values_of_ours(tensors, spec, scheme, **options):
+        weights.setdefault(layer, {})[variable] = values
+    return weights
+
+
+def values_of_ours(
+    tensors: Mapping[str, np.ndarray],
+    spec: Spec,
+    scheme: str,
+    *,
+    channels: int = 3,
+    include_top: bool = True,
+    where: str = "the file",
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(layer, variable, float32 values) one at a time, so that a large network need not be in memory twice.
+
     Every tensor is used and every weight filled. A bias in front of a BatchNormalization is taken off its moving mean,
-    which is exact. where: what the tensors came from, for errors.
+    which is exact. where: what the tensors came from, for errors. Before the first value each tensor was read once.
     Raises InputError that lists what is missing, unexpected or of another shape; UsageError as `table`.
     """
     entries = table(spec, scheme, channels=channels, include_top=include_top)
     plain = plain_names(tensors)
-    given = {entry.name: tensors[plain[entry.name]] for entry in entries if entry.name in plain}  # each read once
-    check(entries, plain, {name: tuple(tensor.shape) for name, tensor in given.items()}, where)
-    weights: Weights = {}
-    for entry in sorted(entries, key=lambda entry: entry.transform == "fold"):  # when the means are there
-        if entry.name not in given:
-            continue
-        tensor = given[entry.name]
+    wanted, shapes = {entry.name for entry in entries}, {}
+    for name in wanted & plain.keys():
+        tensor = tensors[plain[name]]
+        shapes[name] = tuple(tensor.shape)
         if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
             raise InputError(
-                f"tensor {plain[entry.name]!r} of {where} is of {tensor.dtype}: floating point numbers are needed"
+                f"tensor {plain[name]!r} of {where} is of {tensor.dtype}: floating point numbers are needed"
             )
-        values = TRANSFORMS[entry.transform].read(tensor.astype(np.float32, copy=False))
-        layer = weights.setdefault(entry.layer, {})
-        layer[entry.variable] = layer[entry.variable] - values if entry.transform == "fold" else values
-    return weights
+    check(entries, plain, shapes, where)
+
+    def values(entry: Entry) -> np.ndarray:
+        return TRANSFORMS[entry.transform].read(tensors[plain[entry.name]].astype(np.float32, copy=False))
+
+    folded = {entry.layer: entry for entry in entries if entry.transform == "fold" and entry.name in plain}
+    for entry in entries:
+        if entry.transform == "fold":
+            continue
+        bias = folded.get(entry.layer) if entry.variable == "moving_mean" else None
+        yield entry.layer, entry.variable, values(entry) - values(bias) if bias else values(entry)
 
 
 def differences(spec: Spec, scheme: str) -> list[str]:

@@ -20,6 +20,7 @@ Tensors = Mapping[str, np.ndarray]
 NESTED = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "weights")
 
 MOST_RATIO = 100  # of what a file unpacks to and its size: weights hardly shrink
+MOST_HELD_BYTES = 1 << 24  # of a mapped file: pages that were read count as memory of this process while it is open
 HARMLESS_BYTES = 1 << 24  # of what is unpacked, however small it was
 
 
@@ -72,7 +73,17 @@ def _read_safetensors(path: Path) -> Tensors:
                 )
     except (OSError, SafetensorError) as error:
         raise InputError(f"weights file {str(path)!r} is no whole safetensors file: {error}") from error
-    return _Lazy(names, file.get_tensor)
+    held_bytes = 0
+
+    def read(name: str) -> np.ndarray:
+        nonlocal file, held_bytes
+        if held_bytes > MOST_HELD_BYTES:
+            file, held_bytes = safe_open(path, framework="numpy"), 0
+        values: np.ndarray = file.get_tensor(name)
+        held_bytes += values.nbytes
+        return values
+
+    return _Lazy(names, read)
 
 
 def _read_torch(path: Path) -> Tensors:

@@ -107,6 +107,11 @@ def convert(
         bias=[-shift * scale for shift in normalisation.shift],
         color_layout=coremltools.colorlayout.RGB,
     )
+    from keras_resnet.export import mil_passes  # registers them
+
+    pipeline = coremltools.PassPipeline.DEFAULT
+    for name in mil_passes.NAMES:
+        pipeline.append_pass(name)
     return coremltools.convert(
         [function],
         source="tensorflow",
@@ -115,6 +120,7 @@ def convert(
         classifier_config=coremltools.ClassifierConfig(list(labels)),
         compute_precision=coremltools.precision[precision],
         minimum_deployment_target=coremltools.target.iOS16,
+        pass_pipeline=pipeline,
         skip_model_load=True,
     )
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -100,8 +100,9 @@ def _open_tflite(path: Path) -> Answerer:
     preprocessing = replace(Preprocessing(), resize=round(side * 256 / 224), crop=side)
     if artifact.manifest.is_file():
         try:
-            fields = artifact.read()["preprocessing_inside"]
-            preprocessing = Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+            stored: dict[str, Any] = artifact.read()["preprocessing_inside"]
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+            preprocessing = Preprocessing(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"manifest {artifact.manifest.name!r} of {str(path)!r} is damaged: export anew") from error
     return Answerer(file.scores, preprocessing, labels, None)

@@ -341,8 +341,8 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    changes = {name: _pixels(name, getattr(options, name)) for name in ("resize", "crop")}
-    changes = {name: value for name, value in changes.items() if value is not None}
+    given = {name: _pixels(name, getattr(options, name)) for name in ("resize", "crop")}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     labels = _read_labels(options.labels)
     if options.per_class is not None:
         check_file(options.per_class, (".csv",))

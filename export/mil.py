@@ -1,0 +1,240 @@
+"""A Core ML package read back and replayed: its operations one by one, in NumPy, with the rounding that it declares.
+
+Core ML itself runs on macOS alone. The replay is a verifier: it reads the bytes that were written, decompresses the
+weights by its own arithmetic and computes what the program says.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_resnet.errors import InputError, missing_extra
+from keras_resnet.export.mil_ops import OPERATIONS
+from keras_resnet.preprocessing import preprocess_input
+
+BATCH_SIZE = 16
+COLOURS = {20: "rgb", 30: "bgr"}  # of an image input, FeatureTypes.proto
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation: its kind, what it reads (the name of a value, a tuple of names, or a constant), what it gives."""
+
+    kind: str
+    inputs: dict[str, Any]
+    name: str
+    dtype: np.dtype | None  # None: a label or a dictionary
+
+
+@dataclass(frozen=True)
+class Name:
+    """A value that another step gives."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Package:
+    """A program of one image in, one vector of scores out, ready to be replayed.
+
+    image: its input's name; size: (height, width); order: of the colours, "rgb" or "bgr"; channels_first: how the
+    input lies; scores: the name of the value that is the answer; labels: None where it is no classifier.
+    """
+
+    path: Path
+    image: str
+    size: tuple[int, int]
+    order: str
+    channels_first: bool
+    steps: tuple[Step, ...]
+    scores: str
+    labels: tuple[str, ...] | None
+
+    def answer(self, pixels: np.ndarray) -> np.ndarray:
+        """Scores, float32 [n, classes], of images, uint8 RGB [n, height, width, 3]."""
+        parts = []
+        for start in range(0, len(pixels), BATCH_SIZE):
+            for step, value in self.replay(pixels[start : start + BATCH_SIZE]):
+                if step.name == self.scores:
+                    parts.append(value.astype(np.float32))
+        return np.concatenate(parts)
+
+    def replay(self, pixels: np.ndarray) -> Iterator[tuple[Step, np.ndarray]]:
+        """Every step with the value that it gives for a batch of images, in the order of the program.
+
+        Raises InputError, which names the operation, for one that is not known or that does not fit its inputs.
+        """
+        if pixels.shape[1:3] != self.size:
+            raise InputError(f"images of {pixels.shape[1:3]} pixels, {self.path.name!r} reads {self.size}")
+        x = pixels[..., ::-1] if self.order == "bgr" else pixels
+        x = x.transpose(0, 3, 1, 2) if self.channels_first else x
+        values: dict[str, np.ndarray] = {self.image: x.astype(np.float32)}
+        left = Counter(name for step in self.steps for name in _names(step))
+        for step in self.steps:
+            if step.dtype is None:
+                continue
+            try:
+                inputs = {key: _value(given, values) for key, given in step.inputs.items()}
+                with np.errstate(over="ignore", invalid="ignore"):
+                    result = OPERATIONS[step.kind](inputs).astype(step.dtype)
+            except KeyError as error:
+                raise InputError(f"{self.path.name!r}: operation {step.name!r} ({step.kind}) lacks {error}") from error
+            except (ValueError, TypeError, IndexError, AttributeError) as error:
+                raise InputError(
+                    f"{self.path.name!r}: operation {step.name!r} ({step.kind}) cannot be replayed: {error}"
+                ) from error
+            values[step.name] = result
+            yield step, result
+            for name in _names(step):
+                left[name] -= 1
+                if not left[name] and name != self.scores:
+                    values.pop(name, None)
+
+
+def open_package(path: str | os.PathLike[str]) -> Package:
+    """Read a `.mlpackage` that holds an ML program with one image or array in.
+
+    Raises InputError for what is no such package, is damaged, or holds an operation that the replay does not know,
+    MissingExtraError without the extra `coreml`.
+    """
+    folder = Path(path)
+    if folder.suffix != ".mlpackage" or not folder.is_dir():
+        raise InputError(f"{str(path)!r} is no .mlpackage folder: give one that `export --format coreml` wrote")
+    logging.getLogger("coremltools").setLevel(logging.ERROR)  # that there is no runtime here is known
+    try:
+        import coremltools
+        from coremltools.converters.mil.frontend.milproto.load import load
+    except ImportError as error:
+        raise missing_extra("reading a Core ML package", "coreml", error) from error
+    try:
+        model = coremltools.models.MLModel(str(folder), skip_model_load=True)
+        spec = model.get_spec()
+        if spec.WhichOneof("Type") != "mlProgram":
+            raise ValueError("it holds no ML program but an older kind of model")
+        program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=model.weights_dir)
+        function = program.functions["main"]
+        image, size, order, channels_first = _input_of(spec)
+        steps = tuple(_steps(function))
+        scores, labels = _output_of(function, steps)
+    except InputError:
+        raise
+    except Exception as error:  # foreign bytes bring up anything
+        raise InputError(f"{str(path)!r} cannot be read as a Core ML package: {_first_line(error)}") from error
+    unknown = [step for step in steps if step.dtype is not None and step.kind not in OPERATIONS]
+    if unknown:
+        raise InputError(
+            f"{str(path)!r} holds the operation {unknown[0].kind!r} ({unknown[0].name!r}), which is not known here"
+        )
+    return Package(folder, image, size, order, channels_first, steps, scores, labels)
+
+
+def _input_of(spec: Any) -> tuple[str, tuple[int, int], str, bool]:
+    """Name, (height, width), order of the colours, and whether the channels come first."""
+    features = list(spec.description.input)
+    if len(features) != 1:
+        raise ValueError(f"it has {len(features)} inputs, one image is expected")
+    [feature] = features
+    if feature.type.WhichOneof("Type") == "imageType":
+        kind = feature.type.imageType
+        if kind.colorSpace not in COLOURS:
+            raise ValueError(f"its image {feature.name!r} is not in colour")
+        return feature.name, (kind.height, kind.width), COLOURS[kind.colorSpace], True
+    shape = list(feature.type.multiArrayType.shape)
+    if len(shape) != 4 or shape[0] != 1:
+        raise ValueError(f"its input {feature.name!r} of shape {shape} is no image [1, height, width, channels]")
+    if shape[1] in (1, 3) and shape[3] not in (1, 3):
+        return feature.name, (shape[2], shape[3]), "rgb", True
+    return feature.name, (shape[1], shape[2]), "rgb", False
+
+
+def _steps(function: Any) -> Iterator[Step]:
+    from coremltools.converters.mil.mil import types
+
+    for operation in function.operations:
+        if operation.op_type == "const":
+            continue
+        inputs = {key: _given(var) for key, var in operation.inputs.items() if var is not None}
+        for output in operation.outputs:
+            is_number = types.is_tensor(output.sym_type) or types.is_scalar(output.sym_type)
+            is_number = is_number and not types.is_str(output.dtype)
+            dtype = np.dtype(types.nptype_from_builtin(output.dtype)) if is_number else None
+            yield Step(operation.op_type, inputs, output.name, dtype)
+
+
+def _given(var: Any) -> Any:
+    """A constant, the name of a value, or a tuple of both."""
+    if isinstance(var, (tuple, list)):
+        return tuple(_given(one) for one in var)
+    is_constant = var.op is not None and var.op.op_type == "const"
+    return var.val if is_constant else Name(var.name)
+
+
+def _value(given: Any, values: dict[str, np.ndarray]) -> Any:
+    """What an operation computes with: float16 as float32."""
+    if isinstance(given, tuple):
+        return tuple(_value(one, values) for one in given)
+    found = values[given.name] if isinstance(given, Name) else given
+    return found.astype(np.float32) if isinstance(found, np.ndarray) and found.dtype == np.float16 else found
+
+
+def _names(step: Step) -> Iterator[str]:
+    for given in step.inputs.values():
+        for one in given if isinstance(given, tuple) else (given,):
+            if isinstance(one, Name):
+                yield one.name
+
+
+def _output_of(function: Any, steps: Sequence[Step]) -> tuple[str, tuple[str, ...] | None]:
+    """The value that is the answer, and the labels of its numbers."""
+    for step in steps:
+        if step.kind == "classify":
+            labels = tuple(str(label) for label in step.inputs["classes"])
+            return step.inputs["probabilities"].name, labels
+    if len(function.outputs) != 1:
+        raise ValueError(f"it has {len(function.outputs)} outputs, one is expected")
+    return function.outputs[0].name, None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def layer_noise(package: Package, model: keras.Model, pixels: np.ndarray) -> dict[str, float]:
+    """How far each layer's values are from the Keras model's, in the order of the program: noise over signal, rms.
+
+    pixels: uint8 [n, height, width, 3]. A layer is found by its name, which coremltools keeps within its own; layers
+    that became a part of another are not there. "scores" comes last. The values of one that was quantised to w8a8 may
+    be scaled inside a residual sum: there only "scores" counts.
+    """
+    found = {name: value for step, value in package.replay(pixels) for name in [_layer_of(step.name, model)] if name}
+    scores = package.answer(pixels)
+    watched = [name for name in found if name != model.layers[-1].name]
+    outputs = [model.get_layer(name).output for name in watched]
+    values = keras.Model(model.inputs, [*outputs, model.outputs[0]]).predict_on_batch(preprocess_input(pixels, model))
+    noise = {}
+    for name, expected in zip(watched, values[:-1], strict=True):
+        value = found[name].astype(np.float32)
+        value = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+        if value.shape == expected.shape:
+            noise[name] = _relative(value, np.asarray(expected))
+    return {**noise, "scores": _relative(scores, np.asarray(values[-1]))}
+
+
+def _relative(value: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((value - expected) ** 2) / max(float(np.mean(expected**2)), 1e-30)))
+
+
+def _layer_of(name: str, model: keras.Model) -> str | None:
+    """The layer whose name stands in that of a value: resnet18_1_stage1_block1_out_1_Relu_cast_fp16."""
+    inside = [layer.name for layer in model.layers if re.search(rf"(^|_){re.escape(layer.name)}(_\d+)?_[A-Za-z]", name)]
+    return max(inside, key=len, default=None)

@@ -155,17 +155,25 @@ def _fold_into(
     return [(kernel * factor[:, None]).astype(np.float32), bias.astype(np.float32)]
 
 
-def concrete_function(copy: keras.Model, normalisation: Normalisation | None) -> Callable[..., Any]:
+def concrete_function(
+    copy: keras.Model, normalisation: Normalisation | None, *, whole_numbers: bool = False
+) -> Callable[..., Any]:
     """The TensorFlow function image -> scores of a folded copy, float32, static shape.
 
     With `normalisation` it takes pixels 0..255; without, what `fold` describes (the format does the rest).
+    whole_numbers: the graph says that pixels, and pixels less a whole number, are bytes of scale 1.
     """
+
+    def bytes_from(low: float, x: tf.Tensor) -> tf.Tensor:
+        return tf.quantization.fake_quant_with_min_max_args(x, low, low + 255) if whole_numbers else x
 
     def answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
         if normalisation is not None:
+            image = bytes_from(0.0, image)
             shift, scale = np.asarray(normalisation.shift, np.float32), np.asarray(normalisation.scale, np.float32)
             image = image - (shift[0] if (shift == shift[0]).all() else shift)
             image = image if (scale == 1).all() else image * scale
+            image = bytes_from(-float(shift[0]), image)
         return {"scores": copy(image, training=False)}
 
     signature = tf.TensorSpec(copy.inputs[0].shape, tf.float32, name="image")

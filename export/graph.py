@@ -1,0 +1,163 @@
+"""The folded network as a phone computes it: convolutions with a bias, activations, sums, and nothing else.
+
+Every number format is made from this graph, so that its layers are one to one the operations of the file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_resnet.depth import recursion_room
+
+WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
+# These hand their input on: the format's range is that of what they read.
+MOVING = (keras.layers.ZeroPadding2D, keras.layers.MaxPooling2D, keras.layers.InputLayer)
+_GONE = (keras.layers.Identity, keras.layers.Dropout)
+SCORES = {"softmax": "softmax", "sigmoid": "sigmoid", "logits": "linear"}
+
+
+def sources(layer: keras.layers.Layer) -> list[str]:
+    """Names of the layers that a layer of a Functional model reads."""
+    return [tensor._keras_history.operation.name for tensor in layer._inbound_nodes[0].input_tensors]
+
+
+def consumers(model: keras.Model) -> Counter[str]:
+    """How often each layer is read by another."""
+    return Counter(name for layer in model.layers for name in sources(layer))
+
+
+def bounded_layers(graph: keras.Model) -> list[str]:
+    """Layers of a simplified graph whose output needs a range of its own, in the order of computing.
+
+    Not those that move numbers about, nor those whose only reader is a ReLU, which the file computes together.
+    """
+    read_by: dict[str, list[keras.layers.Layer]] = {}
+    for layer in graph.layers:
+        for name in sources(layer):
+            read_by.setdefault(name, []).append(layer)
+
+    def is_fused(layer: keras.layers.Layer) -> bool:
+        readers = read_by.get(layer.name, [])
+        return len(readers) == 1 and is_relu(readers[0]) and isinstance(layer, (*WEIGHTED, keras.layers.Add))
+
+    return [layer.name for layer in graph.layers if not isinstance(layer, MOVING) and not is_fused(layer)]
+
+
+def is_relu(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu
+
+
+class Bound(keras.layers.Layer):
+    """Rounds to 255 steps of a range with zero inside, as the file will; the converter reads the range off it."""
+
+    def __init__(self, low: float, high: float, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.low, self.high = low, high
+
+    def call(self, x: Any) -> Any:
+        return tf.quantization.fake_quant_with_min_max_args(x, self.low, self.high)
+
+
+def quantised(
+    graph: keras.Model,
+    ranges: Mapping[str, tuple[float, float]],
+    weights: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> keras.Model:
+    """A copy of a simplified graph that rounds the output of each named layer to its (low, high).
+
+    weights: by layer, kernel and bias that take the place of its own.
+    """
+
+    def call(layer: keras.layers.Layer, x: Any, **_: Any) -> Any:
+        y = layer(x)
+        return Bound(*ranges[layer.name], name=f"{layer.name}_bound")(y) if layer.name in ranges else y
+
+    with recursion_room(2 * len(graph.layers)):
+        copy = keras.models.clone_model(graph, call_function=call)
+    for layer in graph.layers:
+        copy.get_layer(layer.name).set_weights(weights.get(layer.name) or layer.get_weights())
+    return copy
+
+
+def simplify(model: keras.Model, scores: str | None = None) -> keras.Model:
+    """A copy of an inference graph in which each layer is one operation of a phone.
+
+    BatchNormalization goes into the convolution in front of it; where there is none it becomes a 1x1 depthwise
+    convolution, as does taking every second position, for which no accelerated operation exists. Activations stand
+    apart from what they follow. scores: "softmax", "sigmoid", "logits", or None for what the network has. Answers as
+    the network does, up to float32's rounding.
+    """
+    read = consumers(model)
+    layers = {layer.name: layer for layer in model.layers}
+    merged: dict[str, keras.layers.Layer] = {}  # convolution -> the normalisation that goes into it
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            (source,) = sources(layer)
+            if isinstance(layers[source], WEIGHTED) and read[source] == 1:
+                merged[source] = layer
+    gone = {layer.name for layer in merged.values()}
+    gone |= {layer.name for layer in model.layers if isinstance(layer, _GONE)}
+    last = model.output_names[0] if scores else ""
+
+    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if layer.name in gone:
+            return keras.layers.Identity(name=layer.name)
+        subsamples = isinstance(layer, keras.layers.AveragePooling2D) and layer.pool_size == (1, 1)
+        if subsamples or isinstance(layer, keras.layers.BatchNormalization):
+            strides = layer.strides if subsamples else (1, 1)
+            return keras.layers.DepthwiseConv2D(1, strides=strides, data_format="channels_last", name=layer.name)
+        config = layer.get_config()
+        if isinstance(layer, WEIGHTED):
+            config |= {"use_bias": True, "activation": "linear"}
+        return layer.__class__.from_config(config)
+
+    def call(layer: keras.layers.Layer, x: Any, **_: Any) -> Any:
+        if layer.name in gone:
+            return x
+        y = layer(x)
+        activation = getattr(layers[layer.name], "activation", keras.activations.linear)
+        if not isinstance(layer, WEIGHTED):
+            return y
+        if layer.name == last:
+            activation = keras.activations.get(SCORES[scores]) if scores else activation
+        if activation is keras.activations.linear:
+            return y
+        return keras.layers.Activation(activation, name=f"{layer.name}_activation")(y)
+
+    with recursion_room(len(model.layers)):
+        copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
+    for layer in copy.layers:
+        if isinstance(layer, WEIGHTED):
+            layer.set_weights(_weights(layers[layer.name], merged.get(layer.name), layer))
+    return copy
+
+
+def _weights(
+    layer: keras.layers.Layer, norm: keras.layers.Layer | None, target: keras.layers.Layer
+) -> list[np.ndarray]:
+    """Kernel and bias of a layer, with those of the normalisation that follows it."""
+    if isinstance(layer, keras.layers.AveragePooling2D):
+        shape = target.kernel.shape
+        return [np.ones(shape, np.float32), np.zeros(shape[2], np.float32)]
+    if isinstance(layer, keras.layers.BatchNormalization):
+        gain, offset = affine(layer)
+        return [gain.reshape(1, 1, -1, 1).astype(np.float32), offset.astype(np.float32)]
+    kernel = layer.get_weights()[0]
+    bias = layer.get_weights()[1] if layer.use_bias else np.zeros(kernel.shape[-1], np.float32)
+    if norm is None:
+        return [kernel, bias]
+    gain, offset = affine(norm)
+    return [(kernel * gain).astype(np.float32), (bias * gain + offset).astype(np.float32)]
+
+
+def affine(norm: keras.layers.BatchNormalization) -> tuple[np.ndarray, np.ndarray]:
+    """What a BatchNormalization does at inference, channel by channel: x * gain + offset; float64."""
+    values = {variable.name: np.asarray(variable.value, np.float64) for variable in norm.weights}
+    gain = values.get("gamma", 1.0) / np.sqrt(values["moving_variance"] + norm.epsilon)
+    return gain, values.get("beta", 0.0) - values["moving_mean"] * gain

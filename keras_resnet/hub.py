@@ -11,7 +11,6 @@ import difflib
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import threading
@@ -24,11 +23,9 @@ from urllib.parse import unquote
 
 import huggingface_hub
 from huggingface_hub import constants
-from PIL import Image
 
 from keras_resnet.errors import InputError, UsageError
 from keras_resnet.files import check_space, replacing
-from keras_resnet.preprocessing import IMAGENET, Preprocessing
 from keras_resnet.registry import WEIGHTS, File, Source, WeightSet
 
 TRIES = 4  # of a question, where asking again can help
@@ -36,7 +33,6 @@ DOWNLOADS = 2  # of a file; within one the hub's client takes a broken connectio
 LONGEST_WAIT_S = 300  # for a server that asks for patience, in one transfer; the hub counts requests over 300 s
 MOST_ANSWERS = 50  # to one transfer: a connection that breaks again and again ends there
 MOST_CONFIG_BYTES = 1_000_000
-MOST_PIXELS = 10_000  # a side, in a config
 WAIT: Callable[[float], None] = time.sleep
 
 Result = TypeVar("Result")
@@ -141,77 +137,6 @@ def parse(address: str) -> tuple[str, str, str | None]:
         f"weights={address!r} is not the address of a model on the hub, hf://OWNER/NAME[@REVISION][/FILE]: "
         f"give it as {f'hf://{page[1]}' if page else 'hf://timm/resnet50.a1_in1k'}"
     )
-
-
-# Configs -------------------------------------------------------------------------------------------------------------
-
-
-def preprocessing_from_config(config: Mapping[str, Any]) -> Preprocessing:
-    """What images need at test, from a config of timm's or transformers' form, as `fetch_address` gives it.
-
-    Sources: timm data/config.py and transforms_factory.py, whose defaults hold for what timm leaves out; transformers
-    image_processing_convnext.py, and its processors that resize the short side.
-    Raises InputError where the config does not say, or says what this package does not do.
-    """
-    pixels = config.get("preprocessor_config")
-    file, content = ("preprocessor_config.json", pixels) if pixels else ("config.json", config)
-    try:
-        found = _of_transformers(content) if pixels else _of_timm(content.get("pretrained_cfg", content))
-        if max(found.resize, found.crop) > MOST_PIXELS:
-            raise ValueError(f"images of {max(found.resize, found.crop)} pixels a side")
-        return found
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        detail = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"{file} does not say what images need ({detail}): give preprocessing= yourself") from error
-
-
-def _of_timm(config: Mapping[str, Any]) -> Preprocessing:
-    shape = config.get("test_input_size") or config["input_size"]
-    kept = config.get("test_crop_pct") or config.get("crop_pct") or 0.875
-    mean, std = config.get("mean") or IMAGENET.mean, config.get("std") or IMAGENET.std
-    channels, height, width = shape
-    if height != width or len(mean) != channels or not 0 < kept <= 1 or config.get("crop_mode", "center") != "center":
-        raise ValueError(f"input {shape}, mean {mean}, crop_pct {kept}, crop_mode {config.get('crop_mode')}")
-    return Preprocessing(
-        resize=math.floor(height / kept),
-        crop=height,
-        interpolation=config.get("interpolation") or "bicubic",
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
-    )
-
-
-def _of_transformers(config: Mapping[str, Any]) -> Preprocessing:
-    size, crop = config["size"], config.get("crop_size") or 0
-    size = size if isinstance(size, int) else size["shortest_edge"]
-    crop = (crop if isinstance(crop, int) else crop["height"]) if config.get("do_center_crop", True) else 0
-    if "ConvNext" in (config.get("image_processor_type") or config.get("feature_extractor_type") or ""):
-        if size >= 384:
-            raise ValueError(f"ConvNext's processor stretches pictures to a square at size {size}")
-        size, crop = math.floor(size / config.get("crop_pct", 0.875)), size
-    normalised = config.get("do_normalize", True)
-    return Preprocessing(
-        resize=size if config.get("do_resize", True) else 0,
-        crop=crop,
-        interpolation=Image.Resampling(config["resample"]).name.lower(),
-        scale=1 / config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0,
-        mean=tuple(map(float, config["image_mean"])) if normalised else (0.0, 0.0, 0.0),
-        std=tuple(map(float, config["image_std"])) if normalised else (1.0, 1.0, 1.0),
-    )
-
-
-def classes_from_config(config: Mapping[str, Any]) -> int | None:
-    """How many classes the network of a config of timm's or transformers' form tells apart; None: it does not say."""
-    inner, labels = config.get("pretrained_cfg"), config.get("id2label")
-    for found in (
-        config.get("num_classes"),
-        inner.get("num_classes") if isinstance(inner, Mapping) else None,
-        len(labels) if isinstance(labels, Mapping) else None,
-        config.get("num_labels"),
-    ):
-        if isinstance(found, int) and found > 0:
-            return int(found)
-    return None
 
 
 def _json_from_hub(name: str, repository: str, file: str, commit: str) -> dict[str, Any] | None:

@@ -46,8 +46,9 @@ def build(
 
     variant: a name of `list_variants()`, or a Spec; **changes replace fields of it: `classes=10`, `shortcut="C"`,
         `stem="small"`, `zero_last_gamma=True`, `stochastic_depth=0.1`, `dropout=0.2`, `padding="same"`.
-    weights: None for random ones; "imagenet" or a tag of `list_weights()`; `hf://owner/name[@revision][/file]`; the
-        path of a `.safetensors`, `.pth`, `.weights.h5` or `.keras` file (see `load_weights`).
+    weights: None for random ones; "imagenet" or a tag of `list_weights()`; `hf://owner/name[@revision][/file]`, whose
+        config says how many classes where `classes` does not; the path of a `.safetensors`, `.pth`, `.weights.h5` or
+        `.keras` file (see `load_weights`).
     include_top: with the pooled classifier (`classes`, `classifier_activation`), else the last feature map, or its
         `pooling`: None, "avg" or "max".
     input_tensor: a Keras tensor to read from; input_shape: (height, width, channels), the first two may be None.
@@ -71,6 +72,8 @@ def build(
     sources = keras.utils.get_source_inputs(x)
     tag = variant if isinstance(variant, str) else None
     located = None if weights is None else locate(weights, tag, include_top=include_top)
+    if located is not None and located.classes and "classes" not in changes:
+        spec = replace(spec, classes=located.classes)
     published = None if located is None or x.shape[-1] != 3 else located.preprocessing_at(_side(spec, x.shape))
     carried = preprocessing or published or _default_preprocessing(spec, x.shape)
     if not isinstance(carried, Preprocessing) or len(carried.mean) != x.shape[-1]:
@@ -179,16 +182,16 @@ def _constructor(variant: str) -> Callable[..., keras.Model]:
             input_tensor=input_tensor,
             input_shape=input_shape,
             pooling=pooling,
-            classes=classes,
             classifier_activation=classifier_activation,
             name=name,
+            **({} if classes == spec_of(variant).classes else {"classes": classes}),
         )
 
     construct.__name__ = construct.__qualname__ = variant.replace("resnet", "ResNet")
     construct.__doc__ = f"""{variant}, with the signature of keras.applications; every other option: `build`.
 
     weights: "imagenet" (torchvision's V2 for 50, 101 and 152, V1 for 18 and 34), None (random), or anything that
-        `build` takes; the rest as there.
+        `build` takes; the rest as there. classes: 1,000, the default, gives way to what an hf:// config says.
     Source: arXiv:1512.03385, Table 1; stride on the 3x3 convolutions, as in torchvision.
     """
     return construct

@@ -20,6 +20,7 @@ import h5py
 import keras
 
 from keras_resnet import hub, readers, registry
+from keras_resnet.configs import classes_from_config, preprocessing_from_config
 from keras_resnet.depth import recursion_room
 from keras_resnet.errors import InputError, UsageError
 from keras_resnet.fitting import fit_tensors
@@ -39,6 +40,7 @@ class Located:
     name: str  # what messages call it
     weight_set: WeightSet | None = None
     preprocessing: Preprocessing | None = None
+    classes: int | None = None  # where a config says how many
 
     def preprocessing_at(self, size: int) -> Preprocessing | None:
         """What images need where the network reads `size` pixels; None where the source does not say."""
@@ -58,10 +60,11 @@ def locate(weights: str | os.PathLike[str], variant: str | None = None, *, inclu
     text = str(weights)
     if text.startswith(HUB):
         path, config = hub.fetch_address(text)
+        classes = None if config is None else classes_from_config(config)
         if config is None or not config.keys() & {"pretrained_cfg", "preprocessor_config", "input_size"}:
             print(f"{text}: says nothing of images; they are taken to need what torchvision's do", file=sys.stderr)
-            return Located(path, text)
-        return Located(path, text, preprocessing=hub.preprocessing_from_config(config))
+            return Located(path, text, classes=classes)
+        return Located(path, text, preprocessing=preprocessing_from_config(config), classes=classes)
     kinds = (*SUFFIXES, *readers.READERS)
     if text in registry.WEIGHTS or text == "imagenet" or not (text.endswith(kinds) or Path(text).exists()):
         row = registry.resolve(text, variant)

@@ -16,9 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from keras_resnet import hub
+from keras_resnet import build, configs, hub, preprocessing_of, save_weights_as
 from keras_resnet.errors import InputError, UsageError
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.registry import WEIGHTS
@@ -762,7 +763,7 @@ def transformers_config(pixels: dict[str, Any], **changes: Any) -> dict[str, Any
     ],
 )
 def test_a_config_says_what_images_need(config, expected):
-    assert hub.preprocessing_from_config(config) == expected
+    assert configs.preprocessing_from_config(config) == expected
 
 
 @pytest.mark.parametrize(
@@ -792,7 +793,7 @@ def test_a_config_says_what_images_need(config, expected):
 )
 def test_a_config_that_says_what_cannot_be_is_an_error(config, expected):
     with pytest.raises(InputError, match=expected):
-        hub.preprocessing_from_config(config)
+        configs.preprocessing_from_config(config)
 
 
 @pytest.mark.parametrize(
@@ -808,7 +809,7 @@ def test_a_config_that_says_what_cannot_be_is_an_error(config, expected):
     ],
 )
 def test_a_config_says_how_many_classes_there_are(config, expected):
-    assert hub.classes_from_config(config) == expected
+    assert configs.classes_from_config(config) == expected
 
 
 def test_an_address_brings_weights_and_config_of_one_commit(client, server):
@@ -821,6 +822,25 @@ def test_an_address_brings_weights_and_config_of_one_commit(client, server):
     asked = len(server.log)
     assert client.fetch("hub.fetch_address('hf://a/b/sub/w.safetensors')")["value"] == [path, config]
     assert server.log[asked:] == [("HEAD", "/a/b/resolve/main/sub/w.safetensors", None)]  # nothing else can change
+
+
+def test_a_network_is_built_from_an_address_with_its_classes_and_preprocessing(client, server, tmp_path):
+    small = {"depths": (1, 1), "widths": (8, 16), "input_shape": (64, 64, 3)}
+    theirs = build("resnet18", classes=7, **small)
+    save_weights_as(theirs, tmp_path / "model.safetensors")
+    config = {"pretrained_cfg": {**A1["pretrained_cfg"], "num_classes": 7, "input_size": [3, 64, 64]}}
+    del config["pretrained_cfg"]["test_input_size"]
+    server.files |= {
+        ("a/b", "model.safetensors"): (tmp_path / "model.safetensors").read_bytes(),
+        ("a/b", "config.json"): json.dumps(config).encode(),
+    }
+    built = f"__import__('keras_resnet').build('resnet18', weights='hf://a/b', **{small})"
+    ask = "lambda m: [m.predict(__import__('numpy').ones((1, 64, 64, 3)), verbose=0).tolist(), m.layers[1].name]"
+    result = client.fetch(f"({ask})({built})")
+    for scores, carrier in (result["value"], result["offline"]["value"]):
+        assert np.abs(np.asarray(scores) - theirs.predict(np.ones((1, 64, 64, 3)), verbose=0)).max() <= 1e-6
+        assert carrier == configs.preprocessing_from_config(config).layer_name
+    assert preprocessing_of(theirs).layer_name != carrier
 
 
 def test_a_commit_in_the_cache_is_taken_without_asking(client, server):

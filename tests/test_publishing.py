@@ -14,8 +14,8 @@ from keras import ops
 from PIL import Image
 
 from keras_resnet import build, from_torch, load_weights, preprocessing_of, save_hub_folder, save_weights_as
-from keras_resnet.errors import UsageError
 from keras_resnet.configs import classes_from_config, preprocessing_from_config
+from keras_resnet.errors import UsageError
 from keras_resnet.naming import differences
 from keras_resnet.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing, fit_image
 from keras_resnet.publishing import _crop_pct

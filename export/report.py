@@ -141,12 +141,13 @@ def verification_table(found: Mapping[str, Any] | None, accuracy_verified: bool)
     else:
         rows["accuracy"] = "not verified: only the calibration images were at hand"
     latency = found["latency"]
+    how_fast = "not run here" if latency is None else f"{latency['median_ms']:.2f} ms, median of {latency['runs']}"
     return facts(
         {
             f"images of {found['data']}": f"{found['count']:,}",
             **rows,
             "largest difference of a score": f"{found['largest_score_difference']:.4f}",
-            "latency where it was exported, one thread": f"{latency['median_ms']:.2f} ms, median of {latency['runs']}",
+            "latency where it was exported, one thread": how_fast,
         }
     )
 

@@ -34,7 +34,7 @@ class Verification:
     file_top1: float
     file_interval: tuple[float, float]
     largest_score_difference: float
-    latency: Latency
+    latency: Latency | None  # None: a file that does not run here
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,7 +82,7 @@ class TfliteFile:
 
 
 def compare(
-    file_scores: np.ndarray, model_scores: np.ndarray, labels: np.ndarray, data: str, latency: Latency
+    file_scores: np.ndarray, model_scores: np.ndarray, labels: np.ndarray, data: str, latency: Latency | None
 ) -> Verification:
     """The verification of given scores, each float [n, classes], against labels, int [n]."""
     classes = [str(i) for i in range(model_scores.shape[-1])]

@@ -175,6 +175,7 @@ def _constructor(variant: str) -> Callable[..., keras.Model]:
         classifier_activation: str | Callable[..., Any] | None = "softmax",
         name: str = variant,
     ) -> keras.Model:
+        given: dict[str, Any] = {} if classes == spec_of(variant).classes else {"classes": classes}
         return build(
             variant,
             include_top=include_top,
@@ -184,7 +185,7 @@ def _constructor(variant: str) -> Callable[..., keras.Model]:
             pooling=pooling,
             classifier_activation=classifier_activation,
             name=name,
-            **({} if classes == spec_of(variant).classes else {"classes": classes}),
+            **given,
         )
 
     construct.__name__ = construct.__qualname__ = variant.replace("resnet", "ResNet")

@@ -94,12 +94,13 @@ def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: 
 
     bits: of activations; with more than 8 they are taken as exact. effort: a name of `EFFORTS`. The ranges leave the
     least squared error (`clipped_range`); weights are rounded by `round_weights` on what the quantised layers in front
-    give, and every bias corrected by the mean error that is left. Leaves the graph as it is.
+    give, and every bias corrected by the mean error that this leaves. Leaves the graph as it is.
     Raises InputError where an activation is not finite.
     """
     rng = np.random.default_rng(0)
     ranged = set(bounded_layers(graph))
     unread = consumers(graph)
+    readers = {source: layer for layer in graph.layers for source in sources(layer)}
     ranges: dict[str, tuple[float, float]] = {}
     weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     exact: dict[str, np.ndarray] = {}
@@ -116,20 +117,14 @@ def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: 
                 f"layer {name!r} gives numbers that are not finite on the calibration images: the network's weights "
                 "are damaged, or its training diverged"
             )
+        answer: Callable[..., Any] = layer
         if isinstance(layer, WEIGHTED):
-            kernel, bias = layer.get_weights()
-            kernel = _rounded_kernel(layer, kernel, now[0], EFFORTS[effort].patches, rng)
-            z = _map(lambda x, w=[kernel, bias], f=layer: f.stateless_call(w, [], x)[0], now)
-            error = _mean(y) - _mean(z)
-            weights[name] = kernel, (bias + error).astype(np.float32)
-        else:
-            z, error = _map(layer, now), np.float32(0)
+            weights[name] = _rounded_weights(layer, now[0], EFFORTS[effort].patches, rng)
+            answer = _with_weights(layer, *weights[name])
         if name in ranged and bits == 8:
-            ranges[name] = _range(layer, y)
-            low, high = ranges[name]
-            z = _map(lambda x, a=low, b=high, e=error: tf.quantization.fake_quant_with_min_max_args(x + e, a, b), [z])
-        else:
-            z = _map(lambda x, e=error: x + e, [z])
+            ranges[name] = _range(layer, y, readers.get(name))
+            answer = _rounding(answer, *ranges[name])
+        z = _map(answer, now)
         exact[name], rounded[name] = y, z
         for source in read:
             unread[source] -= 1
@@ -152,20 +147,56 @@ def _stored(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float16) if np.abs(x).max() < 60_000 else x
 
 
-def _mean(x: np.ndarray) -> np.ndarray:
-    """The mean of each channel, float32."""
-    return x.mean(axis=tuple(range(x.ndim - 1)), dtype=np.float64).astype(np.float32)
+def _with_weights(layer: keras.layers.Layer, kernel: np.ndarray, bias: np.ndarray) -> Callable[..., Any]:
+    """A layer with other weights, which leaves the layer as it is."""
+    return lambda x: layer.stateless_call([kernel, bias], [], x)[0]
 
 
-def _range(layer: keras.layers.Layer, y: np.ndarray) -> tuple[float, float]:
-    """The range of what a layer gives."""
+def _rounding(function: Callable[..., Any], low: float, high: float) -> Callable[..., Any]:
+    return lambda x: tf.quantization.fake_quant_with_min_max_args(function(x), low, high)
+
+
+def _range(layer: keras.layers.Layer, y: np.ndarray, reader: keras.layers.Layer | None) -> tuple[float, float]:
+    """The range of what a layer gives; reader: a layer that reads it, None for the answer."""
     if isinstance(layer, keras.layers.Activation) and not is_relu(layer) and y.min() >= 0 and y.max() <= 1:
         return PROBABILITIES
-    if isinstance(layer, keras.layers.Dense):  # the classifier: what is best must not be cut, nor on other images
-        return min(float(y.min()), 0.0) * MARGIN, max(float(y.max()), 1e-6) * MARGIN
+    if isinstance(layer, keras.layers.Dense):
+        return _range_of_scores(y.astype(np.float32), None if reader is None else reader.activation)
     values = y.reshape(-1)
     step = max(1, len(values) // SAMPLE) | 1  # odd, so that no channel is left out
     return clipped_range(values[::step].astype(np.float32))
+
+
+def _range_of_scores(y: np.ndarray, activation: Callable[..., Any] | None) -> tuple[float, float]:
+    """The range of the classifier's answers, [n, classes], that leaves the least squared error of their probabilities.
+
+    Behind a softmax the low ones are all nothing, and finer steps tell the best ones apart. Without one, all of it.
+    """
+    low, high = min(float(y.min()), 0.0) * MARGIN, max(float(y.max()), 1e-6) * MARGIN
+    if activation is None:
+        return low, high
+    wanted = activation(tf.constant(y))
+    candidates = [(low * a, high * b) for a in np.linspace(1, 0.1, 10) for b in np.linspace(1, 0.6, 5)]
+
+    def error(bounds: tuple[float, float]) -> float:
+        rounded = tf.quantization.fake_quant_with_min_max_args(tf.constant(y), *bounds)
+        return float(tf.reduce_mean(tf.square(activation(rounded) - wanted)))
+
+    return min(candidates, key=error)
+
+
+def _rounded_weights(
+    layer: keras.layers.Layer, x: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel and bias of a layer that reads x: the kernel rounded, the bias corrected by the mean error of that.
+
+    Not by what ranges cut off before: that is much in few images, and most images would get what they do not lack.
+    """
+    kernel, bias = layer.get_weights()
+    rounded = _rounded_kernel(layer, kernel, x, count, rng)
+    mean = tf.constant(x.mean(axis=0, keepdims=True, dtype=np.float32))  # convolutions are linear: one image will do
+    error = np.asarray(_with_weights(layer, kernel - rounded, np.zeros_like(bias))(mean))
+    return rounded, bias + error.mean(axis=tuple(range(error.ndim - 1)))
 
 
 def _rounded_kernel(

@@ -95,6 +95,19 @@ def test_a_bias_makes_up_for_the_mean_error_of_its_layer(effort: str) -> None:
     np.testing.assert_allclose(ours, exact, atol=2e-3 * np.abs(exact).max())
 
 
+def test_what_ranges_cut_off_moves_no_bias() -> None:
+    graph = graph_of("basic")
+    for layer in graph.layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            kernel, bias = layer.get_weights()
+            layer.set_weights([np.sign(kernel).astype(np.float32) * 0.125, bias])  # which rounds to itself
+    found = calibrate(graph, photographs(4).astype(np.float32) - SHIFT)
+    for name, (kernel, bias) in found.weights.items():
+        if name != "head_dense":
+            np.testing.assert_array_equal(kernel, graph.get_layer(name).get_weights()[0])
+            np.testing.assert_allclose(bias, graph.get_layer(name).get_weights()[1], atol=1e-6)
+
+
 def test_every_number_that_a_file_keeps_has_a_range_but_those_that_are_moved_or_fused() -> None:
     graph = graph_of("basic")
     found = calibrate(graph, photographs(4).astype(np.float32) - SHIFT)

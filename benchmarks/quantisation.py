@@ -1,0 +1,111 @@
+"""What each number format costs: size, accuracy, agreement and time, on labelled images that it was not calibrated on.
+
+    python -m benchmarks.quantisation resnet18:FILE.safetensors --calibration calib200.tar --data val1000.tar
+
+Images are read by their class folders' numbers and cropped at (1, 1), not resized. The last row is TensorFlow's own
+recipe: the Keras model, its normalisation folded with black borders, minimum and maximum of the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import resource
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+import keras_resnet
+from keras_resnet.export.concrete import Normalisation, concrete_function, fold
+from keras_resnet.export.tflite import FORMS, convert
+from keras_resnet.export.verification import TfliteFile
+from keras_resnet.preprocessing import preprocessing_of
+from keras_resnet.training.evaluation import scores_of
+
+PLAIN = "plain recipe"
+
+
+def read(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels, uint8 [n, side, side, 3], and labels, int [n], of an archive IIII/NAME.JPEG."""
+    pixels, labels = [], []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if file := archive.extractfile(member) if member.isfile() else None:
+                whole = np.asarray(Image.open(io.BytesIO(file.read())).convert("RGB"))
+                pixels.append(whole[1 : side + 1, 1 : side + 1])
+                labels.append(int(member.name.split("/")[-2]))
+    return np.stack(pixels), np.asarray(labels)
+
+
+def plain(model: keras.Model, pixels: np.ndarray) -> bytes:
+    """int8 as TensorFlow's guide has it."""
+    black = Normalisation((0.0,) * 3, (1.0,) * 3)
+    folded = fold(model, black)
+    holder = tf.Module()
+    holder.variables_ = [variable.value for variable in folded.variables]
+    holder.function = concrete_function(folded, None)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([holder.function], holder)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ({"image": image[None].astype(np.float32)} for image in pixels)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.uint8
+    return bytes(converter.convert())
+
+
+def paired_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the difference of two accuracies on the same images, bool [n] each; in points."""
+    difference = 100 * (a.astype(float) - b)
+    half = 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
+    return difference.mean() - half, difference.mean() + half
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="VARIANT:WEIGHTS")
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--forms", nargs="*", default=["float16", "dynamic", "int8", PLAIN])
+    parser.add_argument("--effort", default="normal")
+    parser.add_argument("--every", type=int, default=1, help="judge on every n-th image alone")
+    options = parser.parse_args()
+    variant, _, weights = options.model.partition(":")
+    model = keras_resnet.build(variant, weights=weights)
+    preprocessing, side = preprocessing_of(model), model.inputs[0].shape[1]
+    calibration = read(options.calibration, side)[0][::2]
+    pixels, labels = (part[:: options.every] for part in read(options.data, side))
+    exact = scores_of(model)(pixels)
+    right = exact.argmax(1) == labels
+    print(f"{options.model}: {right.mean():.1%} of {len(labels)} in Keras; {len(calibration)} calibration images\n")
+    print("| form | MB | top-1, % | loss, points (paired 95 %) | agreement, % | halves | seconds | peak, GB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for form in options.forms:
+        start = time.perf_counter()
+        if form == PLAIN:
+            content = plain(model, calibration)
+        else:
+            content = convert(model, preprocessing, FORMS[form], calibration, options.effort)
+        taken = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        answers = TfliteFile(content, form, threads=os.cpu_count() or 1).scores(pixels).argmax(1)
+        same, ours = answers == exact.argmax(1), answers == labels
+        low, high = paired_interval(right, ours)
+        halves = ", ".join(f"{100 * same[i::2].mean():.1f}" for i in range(2))
+        print(
+            f"| {form} | {len(content) / 1e6:.2f} | {100 * ours.mean():.1f} | {100 * (right.mean() - ours.mean()):.1f} "
+            f"({low:.1f} to {high:.1f}) | {100 * same.mean():.1f} | {halves} | {taken:.0f} | {peak:.1f} |",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
-"""From a network to a Core ML package: image in, class label and probabilities out, made without a Mac.
+"""From a network to a Core ML package: image in, class label and probabilities out, made and checked without a Mac.
 
-coremltools converts anywhere but runs its packages on macOS alone: what is written here is not run here.
+coremltools converts anywhere but runs its packages on macOS alone: here they are replayed (`mil.py`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from keras_resnet.errors import missing_extra, unknown
+from keras_resnet.errors import UsageError, missing_extra, unknown
 from keras_resnet.export import report
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
+from keras_resnet.export.calibration import calibrate, calibration_pixels, check_apart
 from keras_resnet.export.concrete import (
     Normalisation,
     check_exportable,
@@ -29,9 +32,55 @@ from keras_resnet.export.concrete import (
     labels_of,
     open_model,
 )
+from keras_resnet.export.graph import quantised, simplify
 from keras_resnet.export.metadata import check_labels, describe
+from keras_resnet.export.mil import activation_ranges, open_package
+from keras_resnet.export.verification import Verification, verify_package
+from keras_resnet.training.data import Images, open_images
+from keras_resnet.training.evaluation import for_network, scores_of
 
-PRECISIONS: Mapping[str, str] = {"float16": "FLOAT16", "float32": "FLOAT32"}
+
+@dataclass(frozen=True)
+class Form:
+    """One number format: the precision of the arithmetic, how weights are compressed, the oldest system that takes it.
+
+    compress: a function of coremltools.optimize.coreml, its configuration class and what is set in it; activations:
+    whether they are of 8 bits too; rounded: whether weights are rounded with calibration images before.
+    """
+
+    precision: str = "FLOAT16"
+    oldest: str = "iOS15"
+    compress: tuple[str, str] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    activations: bool = False
+    rounded: bool = False
+
+
+_LINEAR = ("linear_quantize_weights", "OpLinearQuantizerConfig")
+_PALETTE = ("palettize_weights", "OpPalettizerConfig")
+_PRUNE = ("prune_weights", "OpMagnitudePrunerConfig")
+_SYMMETRIC = {"mode": "linear_symmetric"}
+
+FORMS: Mapping[str, Form] = {
+    "float16": Form(),
+    "float32": Form("FLOAT32"),
+    "int8": Form("FLOAT16", "iOS16", _LINEAR, _SYMMETRIC, rounded=True),
+    "w8a8": Form("FLOAT16", "iOS17", _LINEAR, _SYMMETRIC, activations=True, rounded=True),
+    "int4": Form(
+        "FLOAT16", "iOS18", _LINEAR, {**_SYMMETRIC, "dtype": "int4", "granularity": "per_block", "block_size": 32}
+    ),
+    "palette8": Form("FLOAT16", "iOS16", _PALETTE, {"mode": "kmeans", "nbits": 8}),
+    "palette6": Form("FLOAT16", "iOS16", _PALETTE, {"mode": "kmeans", "nbits": 6}),
+    "palette4": Form(
+        "FLOAT16",
+        "iOS18",
+        _PALETTE,
+        {"mode": "kmeans", "nbits": 4, "granularity": "per_grouped_channel", "group_size": 16},
+    ),
+    "prune": Form("FLOAT16", "iOS16", _PRUNE, {"target_sparsity": 0.5}),
+}
+TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")  # the same program for macOS 12 to 15 and 26
+DEFAULT_TARGET = "iOS16"
 _ONE_AT_A_TIME = threading.Lock()  # coremltools keeps the program that it builds in globals
 
 
@@ -40,31 +89,69 @@ def to_coreml(
     path: str | os.PathLike[str],
     *,
     quantize: str = "float16",
+    target: str | None = None,
+    calibration: str | os.PathLike[str] | Images | None = None,
+    effort: str = "normal",
     labels: Sequence[str] | None = None,
+    data: str | os.PathLike[str] | Images | None = None,
 ) -> Artifact:
-    """Export a network to a Core ML package (ML program, iOS 16 up).
+    """Export a network to a Core ML package (ML program), and replay it where there are images to judge it on.
 
     source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; path: the .mlpackage, with .labels.txt, .json and
-    .html beside it. quantize: "float16" or "float32". labels: a distinct name a class; default those of the run, else
-    numbers.
+    .html beside it. quantize: "float16", "float32", or weights of fewer bits under float16 arithmetic: "int8", "int4",
+    "palette8", "palette6", "palette4", "prune" (half of them 0); "w8a8": activations of 8 bits too, which needs
+    calibration. target: the oldest system, "iOS15" to "iOS26"; default iOS16, or what the form needs. calibration:
+    images that weights are rounded and ranges measured with, never those that it is judged on; effort: how long,
+    "low", "normal" or "high". labels: a distinct name a class; default those of the run or the images, else numbers.
+    data: labelled images to replay the package on; without, the calibration images serve.
 
     The package takes an RGB image `image` of the network's size, 0..255, and gives `classLabel` and
-    `classLabel_probs`; the normalisation is inside, exact at the border. Not verified: Core ML runs on macOS alone.
-    Raises UsageError, InputError before the conversion starts; nothing is written then.
+    `classLabel_probs`; the normalisation is inside, exact at the border. Core ML itself runs on macOS alone: what was
+    measured is the replay's. Raises UsageError, InputError before the conversion starts, ExportError where the replay
+    does not agree with the network; nothing is written then.
     """
-    if quantize not in PRECISIONS:
-        raise unknown("number format", quantize, PRECISIONS, where="quantize=")
-    target = check_target(path, ".mlpackage")
+    form, system = _check_form(quantize, target)
+    place = check_target(path, ".mlpackage")
+    if form.activations and calibration is None:
+        raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     model = open_model(source)
     preprocessing = check_exportable(model)
-    names = check_labels(labels_of(source) if labels is None else labels, model.outputs[0].shape[-1])
+    classes = model.outputs[0].shape[-1]
+    sample = pixels = judged = None
+    if calibration is not None:
+        sample, pixels = calibration_pixels(calibration, preprocessing, model.inputs[0].shape[1:3])
+    given = None if data is None else open_images(data)
+    if given is not None or sample is not None:
+        judged = for_network(given or sample, classes, labels_of(source))  # type: ignore[arg-type]
+    shown = pixels if given is None else given.pixels(preprocessing)
+    if given is not None and pixels is not None and shown is not None:
+        check_apart(pixels, shown, given.name)
+    names = check_labels(labels or labels_of(source) or (judged.classes if judged else None), classes)
     # The image input of Core ML takes one scale for all channels, so each channel's own part goes into the stem.
     whole = exact_normalisation(preprocessing)
     normalisation = Normalisation(whole.shift, (1 / preprocessing.scale,) * len(whole.shift))
-    folded = fold(model, normalisation)
-    for layer in folded.layers:
+    graph = fold(model, normalisation)
+    if form.rounded and pixels is not None:
+        graph = _rounded(graph, pixels, normalisation, 8 if form.activations else 16, effort)
+    for layer in graph.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:
             layer.convolution_op = _plain_convolution(layer)
+    found: list[Verification] = []
+
+    def produce(scratch: Path) -> None:
+        with _coremltools(scratch.parent) as coremltools:
+            package = convert(coremltools, concrete_function(graph, None), normalisation, names, form.precision, system)
+            if form.activations and pixels is not None:
+                package = _in_eight_bits(coremltools, package, pixels, scratch.with_name("float.mlpackage"), system)
+            if form.compress is not None:
+                package = _compress(coremltools, package, form)
+            package.short_description = f"{model.name}, exported by keras-resnet-edge"
+            package.save(str(scratch))
+            if judged is not None and shown is not None:
+                replayed = open_package(scratch)
+                found.append(verify_package(replayed, scores_of(model), shown, judged.labels, judged.name))
+        for entry in [scratch, *scratch.rglob("*")]:  # the package writer leaves files that others cannot read
+            entry.chmod(0o755 if entry.is_dir() else 0o644)
 
     def manifest(written: dict[str, Any]) -> dict[str, Any]:
         value = describe(
@@ -73,31 +160,88 @@ def to_coreml(
             model=model,
             input_type=f"image, {model.inputs[0].shape[1]} x {model.inputs[0].shape[2]}, RGB, 0..255",
             labels=names,
-            calibration=None,
-            verification=None,
-            accuracy_verified=False,
+            calibration=sample,
+            verification=found[0] if found else None,
+            accuracy_verified=given is not None,
         )
         value["contract"]["output"] = {
             "classLabel": "string",
             "classLabel_probs": f"{len(names)} probabilities by label",
         }
-        return value
+        return {**value, "oldest_system": system, "verified_by": "replay on the CPU; Core ML itself was not run"}
 
-    def produce(scratch: Path) -> None:
-        with _coremltools(scratch.parent) as coremltools:
-            package = convert(coremltools, concrete_function(folded, None), normalisation, names, PRECISIONS[quantize])
-            package.short_description = f"{model.name}, exported by keras-resnet-edge"
-            package.save(str(scratch))
-        for entry in [scratch, *scratch.rglob("*")]:  # the package writer leaves files that others cannot read
-            entry.chmod(0o755 if entry.is_dir() else 0o644)
+    return write_artifact(place, produce, names, manifest, report.artifact_page)
 
-    return write_artifact(target, produce, names, manifest, report.artifact_page)
+
+def _check_form(quantize: str, target: str | None) -> tuple[Form, str]:
+    """The form, and the oldest system that is asked for and can hold it."""
+    if quantize not in FORMS:
+        raise unknown("number format", quantize, FORMS, where="quantize=")
+    form = FORMS[quantize]
+    if target is not None and target not in TARGETS:
+        raise unknown("system", target, TARGETS, where="target=")
+    system = target or max(DEFAULT_TARGET, form.oldest)
+    if system < form.oldest:
+        raise UsageError(f"target={target!r} cannot hold {quantize!r} weights: {form.oldest} is the oldest that can")
+    return form, system
+
+
+def _rounded(
+    graph: keras.Model, pixels: np.ndarray, normalisation: Normalisation, bits: int, effort: str
+) -> keras.Model:
+    """The graph with weights that are rounded to 8 bits so that its answers change least."""
+    inputs = (pixels - np.asarray(normalisation.shift, np.float32)) * np.asarray(normalisation.scale, np.float32)
+    simple = simplify(graph)
+    return quantised(simple, {}, calibrate(simple, inputs, bits=bits, effort=effort).weights)
+
+
+def _in_eight_bits(coremltools: Any, package: Any, pixels: np.ndarray, scratch: Path, system: str) -> Any:
+    """The program with its activations rounded to 8 bits, in ranges that its replay on the images gives."""
+    from coremltools.converters.mil.frontend.milproto.load import load
+    from coremltools.converters.mil.mil.passes.graph_pass import PassOption
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    package.save(str(scratch))
+    ranges = activation_ranges(open_package(scratch), pixels)
+    statistics = {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()}
+    optimize = coremltools.optimize.coreml
+    config = optimize.OptimizationConfig(global_config=optimize.OpLinearQuantizerConfig(**_SYMMETRIC))
+    passes = []
+    for side in ("prefix", "suffix"):
+        one = PASS_REGISTRY[f"compression::insert_{side}_quantize_dequantize_pair"]
+        one.set_options([PassOption("config", config), PassOption("activation_stats", statistics)])
+        passes.append(one)
+    passes.append(PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
+    return coremltools.models.utils._apply_graph_pass(  # the public way measures the ranges by running on macOS
+        package,
+        passes,
+        spec_version=coremltools.target[system].value,
+        pymil_load_func=load,
+        skip_model_load=True,
+    )
+
+
+def _compress(coremltools: Any, package: Any, form: Form) -> Any:
+    optimize = coremltools.optimize.coreml
+    function, config = form.compress  # type: ignore[misc]
+    settings = getattr(optimize, config)(**form.settings)
+    return getattr(optimize, function)(package, optimize.OptimizationConfig(global_config=settings))
 
 
 def convert(
-    coremltools: Any, function: Any, normalisation: Normalisation, labels: Sequence[str], precision: str
+    coremltools: Any,
+    function: Any,
+    normalisation: Normalisation,
+    labels: Sequence[str],
+    precision: str,
+    system: str = DEFAULT_TARGET,
 ) -> Any:
     """Run coremltools on a concrete function that reads (pixels - shift) * scale; returns its MLModel."""
+    from keras_resnet.export import mil_passes  # registers them
+
+    pipeline = coremltools.PassPipeline.DEFAULT
+    for name in mil_passes.NAMES:
+        pipeline.append_pass(name)
     shape = tuple(function.structured_input_signature[0][0].shape)
     scale = normalisation.scale[0]
     image = coremltools.ImageType(
@@ -107,11 +251,6 @@ def convert(
         bias=[-shift * scale for shift in normalisation.shift],
         color_layout=coremltools.colorlayout.RGB,
     )
-    from keras_resnet.export import mil_passes  # registers them
-
-    pipeline = coremltools.PassPipeline.DEFAULT
-    for name in mil_passes.NAMES:
-        pipeline.append_pass(name)
     return coremltools.convert(
         [function],
         source="tensorflow",
@@ -119,7 +258,7 @@ def convert(
         inputs=[image],
         classifier_config=coremltools.ClassifierConfig(list(labels)),
         compute_precision=coremltools.precision[precision],
-        minimum_deployment_target=coremltools.target.iOS16,
+        minimum_deployment_target=coremltools.target[system],
         pass_pipeline=pipeline,
         skip_model_load=True,
     )

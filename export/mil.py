@@ -20,9 +20,11 @@ import numpy as np
 
 from keras_resnet.errors import InputError, missing_extra
 from keras_resnet.export.mil_ops import OPERATIONS
+from keras_resnet.export.rounding import clipped_range
 from keras_resnet.preprocessing import preprocess_input
 
 BATCH_SIZE = 16
+SAMPLE = 400_000  # values of an activation that its range is chosen on
 COLOURS = {20: "rgb", 30: "bgr"}  # of an image input, FeatureTypes.proto
 
 
@@ -207,6 +209,22 @@ def _output_of(function: Any, steps: Sequence[Step]) -> tuple[str, tuple[str, ..
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def activation_ranges(package: Package, pixels: np.ndarray) -> dict[str, tuple[float, float]]:
+    """The range (low, high) of every value of the program for which rounding to 8 bits does least harm.
+
+    pixels: uint8 [n, height, width, 3].
+    """
+    seen: dict[str, list[np.ndarray]] = {}
+    for start in range(0, len(pixels), BATCH_SIZE):
+        batch = pixels[start : start + BATCH_SIZE]
+        for step, value in package.replay(batch):
+            if step.dtype is not None and step.dtype.kind == "f" and not step.kind.startswith("constexpr"):
+                flat = value.astype(np.float32).ravel()
+                stride = max(1, len(flat) * len(pixels) // (len(batch) * SAMPLE))
+                seen.setdefault(step.name, []).append(np.append(flat[::stride], (flat.min(), flat.max())))
+    return {name: clipped_range(np.concatenate(values)) for name, values in seen.items()}
 
 
 def layer_noise(package: Package, model: keras.Model, pixels: np.ndarray) -> dict[str, float]:

@@ -14,6 +14,7 @@ import numpy as np
 from keras_resnet.errors import InputError, UsageError
 from keras_resnet.export.artifact import Artifact
 from keras_resnet.export.concrete import labels_of, open_model
+from keras_resnet.export.mil import open_package
 from keras_resnet.export.verification import TfliteFile
 from keras_resnet.labels import Answer, decode_predictions, published
 from keras_resnet.preprocessing import Preprocessing, fit_image, open_image, preprocessing_of
@@ -49,8 +50,8 @@ def predict(
 ) -> list[Prediction]:
     """The `top` best classes of each image file.
 
-    source: a model, run folder, `.keras`, PyTorch or `.tflite` file, or "VARIANT:WEIGHTS"; labels: a name a class,
-    default what the source knows; 1,000 classes of which nothing is known are taken for ImageNet-1k's.
+    source: a model, run folder, `.keras`, PyTorch, `.tflite` or `.mlpackage` file, or "VARIANT:WEIGHTS"; labels: a
+    name a class, default what the source knows; 1,000 classes of which nothing is known are taken for ImageNet-1k's.
     Raises UsageError, InputError for what cannot be read; no image is answered then.
     """
     if not images:
@@ -74,6 +75,9 @@ def open_answerer(source: keras.Model | str | os.PathLike[str]) -> Answerer:
     path = None if isinstance(source, keras.Model) else Path(source)
     if path is not None and path.suffix == ".tflite" and ":" not in str(source):
         return _open_tflite(path)
+    if path is not None and path.suffix == ".mlpackage":
+        package = open_package(path)
+        return Answerer(package.answer, _preprocessing(path, package.size), package.labels, None)
     model = open_model(source)
     return Answerer(scores_of(model), preprocessing_of(model), names_of(source, model.outputs[0].shape[-1]), model)
 
@@ -96,13 +100,17 @@ def _open_tflite(path: Path) -> Answerer:
     labels = published(outputs) if outputs == 1000 else None
     if artifact.labels.is_file():
         labels = tuple(artifact.labels.read_text(encoding="utf-8").splitlines())
-    side = int(min(height, width))
-    preprocessing = replace(Preprocessing(), resize=round(side * 256 / 224), crop=side)
-    if artifact.manifest.is_file():
-        try:
-            stored: dict[str, Any] = artifact.read()["preprocessing_inside"]
-            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-            preprocessing = Preprocessing(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"manifest {artifact.manifest.name!r} of {str(path)!r} is damaged: export anew") from error
-    return Answerer(file.scores, preprocessing, labels, None)
+    return Answerer(file.scores, _preprocessing(path, (int(height), int(width))), labels, None)
+
+
+def _preprocessing(path: Path, size: tuple[int, int]) -> Preprocessing:
+    """What the manifest beside a file says of resizing; without one, torchvision's in proportion to its size."""
+    artifact, side = Artifact(path), min(size)
+    if not artifact.manifest.is_file():
+        return replace(Preprocessing(), resize=round(side * 256 / 224), crop=side)
+    try:
+        stored: dict[str, Any] = artifact.read()["preprocessing_inside"]
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return Preprocessing(**fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"manifest {artifact.manifest.name!r} of {str(path)!r} is damaged: export anew") from error

@@ -14,9 +14,10 @@ import numpy as np
 from keras_resnet.errors import ExportError, InputError, missing_extra
 from keras_resnet.export.benchmark import Latency, measure
 from keras_resnet.export.concrete import labels_of, open_model
+from keras_resnet.export.mil import Package, open_package
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images, open_images
-from keras_resnet.training.evaluation import check_classes, scores_of, summarise, wilson_interval
+from keras_resnet.training.evaluation import for_network, scores_of, summarise, wilson_interval
 
 MIN_AGREEMENT = 0.9
 
@@ -113,12 +114,17 @@ def verify_tflite(
     """Run a file and its model over the same pixels. Raises ExportError where they agree on too few."""
     latency = measure(lambda: file.answer(pixels[0]))
     result = compare(file.scores(pixels), model_scores(pixels), labels, data, latency)
+    check_agreement(result)
+    return result
+
+
+def check_agreement(result: Verification) -> None:
+    """Raise ExportError where a file and its model agree on too few images."""
     if result.agreement < MIN_AGREEMENT:
         raise ExportError(
-            f"the file agrees with its model on {result.agreement:.1%} of {result.count} images of {data!r}, "
+            f"the file agrees with its model on {result.agreement:.1%} of {result.count} images of {result.data!r}, "
             f"below {MIN_AGREEMENT:.0%}: calibrate on images like those it will see, or use quantize='float16'"
         )
-    return result
 
 
 def verify(
@@ -126,16 +132,38 @@ def verify(
     source: keras.Model | str | os.PathLike[str],
     data: str | os.PathLike[str] | Images,
 ) -> Verification:
-    """Compare a .tflite file with the network that it was made from, on labelled images.
+    """Compare a .tflite file, or a .mlpackage by replay, with the network that it was made from, on labelled images.
 
     path: the file; source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; data: what `open_images` takes.
     Raises UsageError, InputError for what cannot be read, ExportError where the two agree on too few images.
     """
     file = Path(path)
-    if file.suffix != ".tflite" or not file.is_file():
-        raise InputError(f"file {str(path)!r} is no .tflite file: give one that `export` wrote")
+    if file.suffix == ".mlpackage":
+        package = open_package(file)
+    elif file.suffix != ".tflite" or not file.is_file():
+        raise InputError(f"file {str(path)!r} is no .tflite file and no .mlpackage: give one that `export` wrote")
+    else:
+        package = None
     images = open_images(data)
     model = open_model(source)
-    check_classes(images, model.outputs[0].shape[-1], labels_of(source))
+    images = for_network(images, model.outputs[0].shape[-1], labels_of(source))
     pixels = images.pixels(preprocessing_of(model))
-    return verify_tflite(TfliteFile(file, str(path)), scores_of(model), pixels, images.labels, images.name)
+    if package is None:
+        return verify_tflite(TfliteFile(file, str(path)), scores_of(model), pixels, images.labels, images.name)
+    return verify_package(package, scores_of(model), pixels, images.labels, images.name)
+
+
+def verify_package(
+    package: Package,
+    model_scores: Callable[[np.ndarray], np.ndarray],
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    data: str,
+) -> Verification:
+    """Replay a package and run its model over the same pixels. Raises ExportError where they agree on too few."""
+    scores = package.answer(pixels)
+    if not np.isfinite(scores).all():
+        raise ExportError("the package gives scores that are no numbers: look for NaN weights, or use 'float32'")
+    result = compare(scores, model_scores(pixels), labels, data, None)
+    check_agreement(result)
+    return result

@@ -28,7 +28,10 @@ INTERRUPTED = 130
 MOST_PIXELS = 10_000
 DATA = "'digits', a folder or .tar of class folders, or a .npz"
 MODEL = "a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
-FORMATS = {"tflite": ("float32", "float16", "dynamic", "int8"), "coreml": ("float16", "float32")}
+FORMATS = {
+    "tflite": ("float32", "float16", "dynamic", "int8", "int16x8"),
+    "coreml": ("float16", "float32", "int8", "w8a8", "int4", "palette8", "palette6", "palette4", "prune"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -167,7 +170,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "what a network sees in images: the best classes with their probabilities",
         "keras-resnet predict resnet50:imagenet cat.jpg dog.jpg --grid answers.png",
     )
-    one.add_argument("model", help=f"{MODEL}, or a .tflite file")
+    one.add_argument("model", help=f"{MODEL}, or a .tflite or .mlpackage file")
     one.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     one.add_argument("--top", type=int, default=5, help="how many classes (default: 5)")
     one.add_argument("--labels", metavar="FILE", help="a text file with a class a line (default: what is known)")
@@ -182,8 +185,14 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     )
     one.add_argument("model", help=MODEL)
     one.add_argument("--format", default="tflite", help=f"one of: {', '.join(FORMATS)} (default: tflite)")
-    one.add_argument("--quantize", help="tflite: int8 (default), dynamic, float16, float32; coreml: float16, float32")
-    one.add_argument("--calibration", help="images that set int8's ranges; not those of --data")
+    one.add_argument(
+        "--quantize",
+        help="tflite: int8 (default), int16x8, dynamic, float16, float32; "
+        "coreml: float16 (default), float32, int8, w8a8, int4, palette8, 6 or 4, prune",
+    )
+    one.add_argument("--target", help="coreml: the oldest system, iOS15 to iOS26 (default: iOS16 or what it needs)")
+    one.add_argument("--calibration", help="images that set ranges and rounding; not those of --data")
+    one.add_argument("--effort", default="normal", help="of rounding weights: low, normal (default) or high")
     one.add_argument("--data", help="labelled images to verify the file on")
     one.add_argument("--labels", metavar="FILE", help="a text file with a label a line")
     one.add_argument("--out", required=True, help="the file to write: .tflite or .mlpackage")
@@ -191,10 +200,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one = verb(
         "verify",
         _verify,
-        "compare a .tflite file with its network on labelled images",
+        "compare a .tflite file, or a .mlpackage by replay, with its network on labelled images",
         "keras-resnet verify a.tflite --model runs/a --data photos-test/",
     )
-    one.add_argument("file", help="a .tflite file")
+    one.add_argument("file", help="a .tflite or .mlpackage file")
     one.add_argument(
         "--model", required=True, help="a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
     )
@@ -423,8 +432,8 @@ def _export(options: argparse.Namespace) -> None:
         raise unknown("format", options.format, FORMATS, where="--format")
     if options.quantize is not None and options.quantize not in FORMATS[options.format]:
         raise unknown("number format", options.quantize, FORMATS[options.format], where="--quantize")
-    if options.format == "coreml" and (options.calibration or options.data):
-        raise UsageError("--calibration and --data are for --format tflite: Core ML is not quantised or run here")
+    if options.format != "coreml" and options.target:
+        raise UsageError("--target is for --format coreml: a .tflite file asks for no system")
     load_keras(debug=options.debug)
     from keras_resnet.export import to_coreml, to_tflite
     from keras_resnet.export.concrete import labels_of, open_model
@@ -433,17 +442,12 @@ def _export(options: argparse.Namespace) -> None:
     # Weights of other libraries are loaded here, for what is said of them is to be seen.
     model = options.model if labels_of(options.model) else open_model(options.model)
     with silenced(not options.debug):
+        common = {"calibration": options.calibration, "effort": options.effort, "labels": labels, "data": options.data}
         if options.format == "coreml":
-            artifact = to_coreml(model, options.out, quantize=options.quantize or "float16", labels=labels)
+            quantize = options.quantize or "float16"
+            artifact = to_coreml(model, options.out, quantize=quantize, target=options.target, **common)
         else:
-            artifact = to_tflite(
-                model,
-                options.out,
-                quantize=options.quantize or "int8",
-                calibration=options.calibration,
-                labels=labels,
-                data=options.data,
-            )
+            artifact = to_tflite(model, options.out, quantize=options.quantize or "int8", **common)
     print(artifact.path)
 
 

@@ -56,7 +56,7 @@ def test_help_loads_neither_keras_nor_numpy() -> None:
         (["quikstart"], "unknown command 'quikstart': nearest are quickstart"),
         (["quickstart", "--epoch", "3"], "unknown option '--epoch': nearest are --epochs"),
         (["train", "--dat", "digits", "--run", "x"], "unknown option '--dat': nearest are --data"),
-        (["export", "a.keras", "--out", "a.mlpackage", "--format", "coreml", "--data", "d"], "are for --format tflite"),
+        (["export", "a.keras", "--out", "a.tflite", "--target", "iOS16"], "--target is for --format coreml"),
         (["quickstart", "--epochs", "three"], "invalid int value: 'three'"),
         (["quickstart", "--variant", "cifar_resnet9"], "unknown variant 'cifar_resnet9' (variant=): nearest are"),
         (["list", "variant"], "unknown list 'variant': nearest are variants"),
@@ -185,10 +185,14 @@ def test_train_evaluate_export_and_verify_follow_one_another(
     assert sum(int(row["correct"]) for row in rows) == found["correct"]
     assert cli.main(["export", folder, "--calibration", data, "--out", file]) == 0
     assert capsys.readouterr().out == f"{file}\n"
-    assert cli.main(["verify", file, "--model", folder, "--data", data]) == 0
-    assert capsys.readouterr().out.startswith("agreement ")
+    package = str(tmp_path / "b.mlpackage")
+    assert cli.main(["export", folder, "--format", "coreml", "--data", data, "--out", package]) == 0
+    assert capsys.readouterr().out == f"{package}\n"
+    for exported in (file, package):
+        assert cli.main(["verify", exported, "--model", folder, "--data", data]) == 0
+        assert capsys.readouterr().out.startswith("agreement ")
     images = [str(tmp_path / "colours" / name / "000.png") for name in ("blue", "red")]
-    for model in (folder, file):
+    for model in (folder, file, package):
         assert cli.main(["predict", model, *images, "--json", "--grid", str(tmp_path / "grid.png")]) == 0
         blue, red = json.loads(capsys.readouterr().out)
         assert (blue["image"], blue["answers"][0]["name"]) == (images[0], "blue")

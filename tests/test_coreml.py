@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from keras_resnet.export import to_coreml
+from keras_resnet.errors import InputError, KerasResnetError, UsageError
+from keras_resnet.export import to_coreml, verify
+from keras_resnet.export.coreml import FORMS, TARGETS
 from keras_resnet.export.mil import layer_noise, open_package
+from keras_resnet.export.prediction import open_answerer
+from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.evaluation import scores_of
-from tests.test_export import FAMILY, network, photographs
+from tests.test_export import FAMILY, images_of, network, photographs
 
 pytest.importorskip("coremltools")
 
@@ -46,3 +58,195 @@ def test_a_package_made_twice_holds_the_same_program(tmp_path: Path) -> None:
         folder = to_coreml(model, tmp_path / f"{name}.mlpackage").path / "Data" / "com.apple.CoreML"
         files.append((folder / "weights" / "weight.bin").read_bytes())
     assert files[0] == files[1]
+
+
+# Wide enough that weights are compressed: coremltools leaves tensors of 2,048 numbers and fewer alone.
+WIDE: dict[str, Any] = {"widths": (32, 64)}
+# The largest difference of a probability; what 4 bits and pruning without training do is shown by measurement.
+LARGEST = {"float16": 0.003, "float32": 1e-5, "int8": 0.02, "w8a8": 0.05, "palette8": 0.02, "palette6": 0.05}
+KINDS = {
+    "int8": "constexpr_affine_dequantize",
+    "w8a8": "constexpr_affine_dequantize",
+    "int4": "constexpr_blockwise_shift_scale",
+    "palette8": "constexpr_lut_to_dense",
+    "palette6": "constexpr_lut_to_dense",
+    "palette4": "constexpr_lut_to_dense",
+    "prune": "constexpr_sparse_to_dense",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_what_it_says_and_is_judged_by_replay(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keras_resnet.export.verification.MIN_AGREEMENT", 0.0)
+    model, calibration = network("basic", **WIDE), images_of(photographs(24))
+    artifact = to_coreml(model, tmp_path / "a.mlpackage", quantize=form, calibration=calibration)
+    found, package = artifact.read(), open_package(artifact.path)
+    kinds = Counter(step.kind for step in package.steps)
+    assert (kinds[KINDS.get(form, "")] >= 4) == (form in KINDS)
+    assert bool(kinds["quantize"]) == (form == "w8a8")
+    assert (found["format"], found["accuracy_verified"]) == (f"coreml-{form}", False)
+    assert found["oldest_system"] == max("iOS16", FORMS[form].oldest)
+    pixels = calibration.pixels(preprocessing_of(model))
+    difference = np.abs(package.answer(pixels) - scores_of(model)(pixels)).max()
+    assert found["verification"]["largest_score_difference"] == pytest.approx(difference, abs=1e-6)
+    assert difference <= LARGEST.get(form, 1.0)
+
+
+def test_weights_that_were_rounded_with_images_lie_nearer_than_plain_ones(tmp_path: Path) -> None:
+    model, pixels = network("basic", **WIDE), photographs(40)
+    noise = {}
+    for name, calibration in (("plain", None), ("rounded", images_of(pixels[:24]))):
+        path = tmp_path / f"{name}.mlpackage"
+        package = open_package(to_coreml(model, path, quantize="int8", calibration=calibration).path)
+        noise[name] = layer_noise(package, model, pixels[24:])["scores"]
+    assert noise["rounded"] < 0.8 * noise["plain"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_package_asks_for_the_system_that_was_named(target: str, tmp_path: Path) -> None:
+    import coremltools
+
+    path = to_coreml(network("basic"), tmp_path / "a.mlpackage", target=target).path
+    spec = coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
+    assert spec.specificationVersion == coremltools.target[target].value
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"quantize": "int9"}, "unknown number format 'int9'"),
+        ({"target": "iOS99"}, "unknown system 'iOS99'"),
+        ({"quantize": "int4", "target": "iOS16"}, "cannot hold 'int4' weights: iOS18 is the oldest that can"),
+        ({"quantize": "int8", "target": "iOS15"}, "cannot hold 'int8' weights: iOS16"),
+        ({"quantize": "w8a8"}, "needs calibration="),
+    ],
+)
+def test_what_a_package_cannot_be_is_refused_before_anything_is_opened(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        to_coreml("resnet18:nowhere", tmp_path / "a.mlpackage", **options)
+
+
+def test_a_package_can_be_read_by_others_and_leaves_nothing_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    calibration = images_of(photographs(24))
+    path = to_coreml(network("basic"), tmp_path / "out" / "a.mlpackage", quantize="w8a8", calibration=calibration).path
+    assert list((tmp_path / "temporary").rglob("*.mlpackage")) == []
+    assert sorted(entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")) == []
+    for entry in [path, *path.rglob("*")]:
+        assert entry.stat().st_mode & 0o444 == 0o444
+        assert entry.is_file() or entry.stat().st_mode & 0o111 == 0o111
+
+
+def test_exports_at_the_same_time_wait_for_one_another(tmp_path: Path) -> None:
+    models = {name: network(name) for name in ("basic", "bottleneck")}
+    with ThreadPoolExecutor(2) as pool:
+        made = {name: pool.submit(to_coreml, model, tmp_path / f"{name}.mlpackage") for name, model in models.items()}
+    for name, model in models.items():
+        scores = open_package(made[name].result().path).answer(photographs(8))
+        assert np.abs(scores - scores_of(model)(photographs(8))).max() <= HALF
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    model = network("basic")
+    return model, to_coreml(model, tmp_path_factory.mktemp("whole") / "a.mlpackage").path
+
+
+@pytest.fixture(scope="module")
+def whole(exported: tuple[Any, Path]) -> Path:
+    return exported[1]
+
+
+def test_a_package_is_verified_and_answers_like_its_model(exported: tuple[Any, Path]) -> None:
+    model, whole = exported
+    found = verify(whole, model, images_of(photographs(10)))
+    assert (found.agreement, found.count, found.latency) == (1.0, 10, None)
+    answerer = open_answerer(whole)
+    assert answerer.labels == tuple("01234")
+    assert (answerer.preprocessing.resize, answerer.preprocessing.crop) == (37, 32)  # of the manifest
+
+
+@pytest.mark.parametrize(
+    "harm", ["no manifest", "no weights", "cut weights", "no model", "empty model", "foreign model", "a file more"]
+)
+def test_a_harmed_package_is_refused_by_name(harm: str, whole: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(whole, tmp_path / "harmed.mlpackage")
+    inside = path / "Data" / "com.apple.CoreML"
+    weights, model = inside / "weights" / "weight.bin", inside / "model.mlmodel"
+    if harm == "a file more":
+        (inside / "more.bin").write_bytes(b"x")
+        assert open_package(path).labels == tuple("01234")
+        return
+    match harm:
+        case "no manifest":
+            (path / "Manifest.json").unlink()
+        case "no weights":
+            weights.unlink()
+        case "cut weights":
+            weights.write_bytes(weights.read_bytes()[:-2000])
+        case "no model":
+            model.unlink()
+        case "empty model":
+            model.write_bytes(b"")
+        case "foreign model":
+            model.write_bytes(b"no model at all" * 100)
+    with pytest.raises(InputError, match=r"harmed\.mlpackage"):
+        open_package(path)
+
+
+def test_nan_weights_are_said_and_nothing_is_written(tmp_path: Path) -> None:
+    model = network("basic")
+    layer = model.get_layer("stage1_block1_conv1")
+    layer.set_weights([np.full_like(layer.get_weights()[0], np.nan)])
+    with pytest.raises(KerasResnetError):
+        to_coreml(model, tmp_path / "out" / "a.mlpackage", data=images_of(photographs(8)))
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_random_damage_never_ends_the_process(whole: Path, tmp_path: Path) -> None:
+    program = """
+import sys, pathlib, shutil, random
+import numpy as np
+from keras_resnet.errors import KerasResnetError
+from keras_resnet.export.mil import open_package
+whole, scratch = map(pathlib.Path, sys.argv[1:])
+pixels = np.zeros((1, 32, 32, 3), np.uint8)
+for seed in range(20):
+    dice = random.Random(seed)
+    path = shutil.copytree(whole, scratch / f"{seed}.mlpackage")
+    file = dice.choice([f for f in sorted(path.rglob("*")) if f.is_file()])
+    content = bytearray(file.read_bytes())
+    if seed % 4 == 0:
+        del content[dice.randrange(len(content)):]
+    else:
+        for _ in range(dice.randrange(1, 30)):
+            content[dice.randrange(len(content))] = dice.randrange(256)
+    file.write_bytes(content)
+    try:
+        open_package(path).answer(pixels)
+    except KerasResnetError:
+        pass
+print("alive")
+"""
+    command = [sys.executable, "-c", program, str(whole), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "alive\n", done.stderr[-2000:]
+
+
+def test_a_killed_export_leaves_no_package(tmp_path: Path) -> None:
+    network("basic").save(tmp_path / "a.keras")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "keras_resnet.cli", "export", str(tmp_path / "a.keras"), "--format", "coreml"]
+    process = subprocess.Popen([*command, "--out", str(out / "a.mlpackage")], stderr=subprocess.DEVNULL)
+    while not list(out.glob(".partial-*/*")) and process.poll() is None:  # the converter has begun to write
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    assert [entry.name for entry in out.iterdir() if not entry.name.startswith(".")] == []

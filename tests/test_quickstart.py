@@ -14,7 +14,9 @@ from PIL import Image
 
 from keras_resnet.errors import InputError, MissingExtraError
 from keras_resnet.export.artifact import sha256_of
+from keras_resnet.export.mil import open_package
 from keras_resnet.export.verification import TfliteFile
+from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.quickstart import HEADER, NOT_RUN, SNIPPET, quickstart, text_table
 from keras_resnet.training import Run, open_images
 from tests.pictures import colour_folder
@@ -50,7 +52,11 @@ def test_the_table_says_of_each_form_what_was_measured_and_what_was_not(done: Pa
     assert keras_row["accuracy"] == Run(done / "out" / "run").read_evaluation()["top1"]
     assert 0 <= tflite["agreement"] <= 1
     assert tflite["size_bytes"] == (done / "out" / tflite["file"]).stat().st_size
-    assert (coreml["accuracy"], coreml["agreement"], coreml["latency_ms"]) == (None, None, None)
+    package = open_package(done / "out" / coreml["file"])
+    test = open_images(done / "colours").split(0.2, 0.2)[1]
+    answers = package.answer(test.pixels(Preprocessing(resize=16, crop=16))).argmax(axis=1)
+    assert coreml["accuracy"] == np.mean(answers == test.labels)
+    assert (coreml["agreement"], coreml["latency_ms"]) == (1.0, None)
 
 
 def test_the_accuracy_in_the_table_is_what_the_file_answers(done: Path) -> None:

@@ -12,17 +12,19 @@ from keras_resnet.lazy import lazy
 if TYPE_CHECKING:
     from keras_resnet.export.artifact import Artifact
     from keras_resnet.export.coreml import to_coreml
+    from keras_resnet.export.prediction import Prediction, predict
     from keras_resnet.export.tflite import to_tflite
-    from keras_resnet.export.verification import Verification, verify
+    from keras_resnet.export.verification import Verification, self_test, verify
 
 __getattr__, __dir__ = lazy(
     __name__,
     {
         "artifact": ("Artifact",),
         "coreml": ("to_coreml",),
+        "prediction": ("Prediction", "predict"),
         "tflite": ("to_tflite",),
-        "verification": ("Verification", "verify"),
+        "verification": ("Verification", "self_test", "verify"),
     },
 )
 
-__all__ = ["Artifact", "Verification", "to_coreml", "to_tflite", "verify"]
+__all__ = ["Artifact", "Prediction", "Verification", "predict", "self_test", "to_coreml", "to_tflite", "verify"]

@@ -6,6 +6,7 @@ coremltools converts anywhere but runs its packages on macOS alone: here they ar
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import tempfile
@@ -38,6 +39,7 @@ from keras_resnet.export.mil import activation_ranges, open_package
 from keras_resnet.export.verification import Verification, verify_package
 from keras_resnet.training.data import Images, open_images
 from keras_resnet.training.evaluation import for_network, scores_of
+from keras_resnet.training.runs import versions
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def to_coreml(
     effort: str = "normal",
     labels: Sequence[str] | None = None,
     data: str | os.PathLike[str] | Images | None = None,
+    author: str = "",
+    licence: str = "",
 ) -> Artifact:
     """Export a network to a Core ML package (ML program), and replay it where there are images to judge it on.
 
@@ -103,7 +107,8 @@ def to_coreml(
     calibration. target: the oldest system, "iOS15" to "iOS26"; default iOS16, or what the form needs. calibration:
     images that weights are rounded and ranges measured with, never those that it is judged on; effort: how long,
     "low", "normal" or "high". labels: a distinct name a class; default those of the run or the images, else numbers.
-    data: labelled images to replay the package on; without, the calibration images serve.
+    data: labelled images to replay the package on; without, the calibration images serve. author, licence: go into
+    the package's metadata, with the manifest.
 
     The package takes an RGB image `image` of the network's size, 0..255, and gives `classLabel` and
     `classLabel_probs`; the normalisation is inside, exact at the border. Core ML itself runs on macOS alone: what was
@@ -138,21 +143,6 @@ def to_coreml(
             layer.convolution_op = _plain_convolution(layer)
     found: list[Verification] = []
 
-    def produce(scratch: Path) -> None:
-        with _coremltools(scratch.parent) as coremltools:
-            package = convert(coremltools, concrete_function(graph, None), normalisation, names, form.precision, system)
-            if form.activations and pixels is not None:
-                package = _in_eight_bits(coremltools, package, pixels, scratch.with_name("float.mlpackage"), system)
-            if form.compress is not None:
-                package = _compress(coremltools, package, form)
-            package.short_description = f"{model.name}, exported by keras-resnet-edge"
-            package.save(str(scratch))
-            if judged is not None and shown is not None:
-                replayed = open_package(scratch)
-                found.append(verify_package(replayed, scores_of(model), shown, judged.labels, judged.name))
-        for entry in [scratch, *scratch.rglob("*")]:  # the package writer leaves files that others cannot read
-            entry.chmod(0o755 if entry.is_dir() else 0o644)
-
     def manifest(written: dict[str, Any]) -> dict[str, Any]:
         value = describe(
             written,
@@ -169,6 +159,21 @@ def to_coreml(
             "classLabel_probs": f"{len(names)} probabilities by label",
         }
         return {**value, "oldest_system": system, "verified_by": "replay on the CPU; Core ML itself was not run"}
+
+    def produce(scratch: Path) -> None:
+        with _coremltools(scratch.parent) as coremltools:
+            package = convert(coremltools, concrete_function(graph, None), normalisation, names, form.precision, system)
+            if form.activations and pixels is not None:
+                package = _in_eight_bits(coremltools, package, pixels, scratch.with_name("float.mlpackage"), system)
+            if form.compress is not None:
+                package = _compress(coremltools, package, form)
+            _describe(package, model, quantize, author, licence, manifest({}))
+            package.save(str(scratch))
+            if judged is not None and shown is not None:
+                replayed = open_package(scratch)
+                found.append(verify_package(replayed, scores_of(model), shown, judged.labels, judged.name))
+        for entry in [scratch, *scratch.rglob("*")]:  # the package writer leaves files that others cannot read
+            entry.chmod(0o755 if entry.is_dir() else 0o644)
 
     return write_artifact(place, produce, names, manifest, report.artifact_page)
 
@@ -262,6 +267,18 @@ def convert(
         pass_pipeline=pipeline,
         skip_model_load=True,
     )
+
+
+def _describe(
+    package: Any, model: keras.Model, quantize: str, author: str, licence: str, manifest: dict[str, Any]
+) -> None:
+    """What Xcode shows of a package."""
+    package.short_description = f"{model.name} as {quantize}, exported by keras-resnet-edge"
+    package.author, package.license, package.version = author, licence, versions()["keras-resnet-edge"]
+    package.input_description["image"] = "an RGB picture; the normalisation is inside"
+    package.output_description["classLabel"] = "the class that is most probable"
+    package.output_description["classLabel_probs"] = "the probability of each class, by its label"
+    package.user_defined_metadata["keras_resnet.manifest"] = json.dumps(manifest)
 
 
 def _plain_convolution(layer: keras.layers.Conv2D) -> Callable[..., tf.Tensor]:

@@ -95,12 +95,11 @@ def _open_tflite(path: Path) -> Answerer:
     if not path.is_file():
         raise InputError(f"file {str(path)!r} does not exist: check the path")
     file, artifact = TfliteFile(path, str(path)), Artifact(path)
-    height, width = file.input["shape"][1:3]
     outputs = int(file.output["shape"][-1])
     labels = published(outputs) if outputs == 1000 else None
     if artifact.labels.is_file():
         labels = tuple(artifact.labels.read_text(encoding="utf-8").splitlines())
-    return Answerer(file.scores, _preprocessing(path, (int(height), int(width))), labels, None)
+    return Answerer(file.scores, _preprocessing(path, file.size), labels, None)
 
 
 def _preprocessing(path: Path, size: tuple[int, int]) -> Preprocessing:

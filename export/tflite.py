@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_resnet.errors import ExportError, UsageError, unknown
-from keras_resnet.export import converter, report
+from keras_resnet.export import converter, golden, report
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
 from keras_resnet.export.calibration import EFFORTS, calibrate, calibration_pixels, check_apart
 from keras_resnet.export.concrete import (
@@ -25,10 +26,14 @@ from keras_resnet.export.concrete import (
 )
 from keras_resnet.export.graph import quantised, simplify
 from keras_resnet.export.metadata import check_labels, describe
-from keras_resnet.export.verification import TfliteFile, verify_tflite
+from keras_resnet.export.tflite_metadata import embed
+from keras_resnet.export.verification import MANIFEST, TfliteFile, answer_own_pictures, verify_tflite
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.data import Images, open_images
-from keras_resnet.training.evaluation import check_classes, scores_of
+from keras_resnet.training.evaluation import for_network, scores_of
+from keras_resnet.training.runs import versions
+
+EXAMPLES = 40  # pictures that those of the file's own test are chosen from
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ def to_tflite(
     effort: str = "normal",
     labels: Sequence[str] | None = None,
     data: str | os.PathLike[str] | Images | None = None,
+    author: str = "",
+    licence: str = "",
 ) -> Artifact:
     """Export a network to TFLite and check that the file answers as the network does.
 
@@ -80,7 +87,8 @@ def to_tflite(
     pixels 0..255. calibration: images for int8 and int16x8, never those that it is judged on. effort: how long weights
     are rounded, "low", "normal" or "high". labels: a name a class; default those of the run, `data` or `calibration`,
     else numbers. data: labelled images to verify on; without, the calibration images serve, and the manifest says that
-    accuracy is not verified.
+    accuracy is not verified. author, licence: go into the file's metadata, with the labels, the manifest and a few
+    pictures with their scores, by which the file can be tested wherever it runs (`self_test`).
 
     Raises UsageError, InputError before the conversion starts, ExportError where the file is not what it must be;
     nothing is written then.
@@ -103,7 +111,7 @@ def to_tflite(
     if images is not None and pixels is not None and shown is not None:
         check_apart(pixels, shown, images.name)
     if judged is not None:
-        check_classes(judged, model.outputs[0].shape[-1], labels_of(source))
+        judged = for_network(judged, model.outputs[0].shape[-1], labels_of(source))
     known = labels_of(source) or (judged.classes if judged else None)
     names = check_labels(known if labels is None else labels, model.outputs[0].shape[-1])
 
@@ -126,6 +134,24 @@ def to_tflite(
             accuracy_verified=images is not None,
         )
 
+    size = tuple(model.inputs[0].shape[1:3])
+    examples = golden.pictures(size) if shown is None else shown[:EXAMPLES]
+    content = embed(
+        content,
+        name=model.name,
+        description=f"{model.name} as {quantize}; takes raw RGB pixels, 0 to 255",
+        version=versions()["keras-resnet-edge"],
+        author=author,
+        licence=licence,
+        size=size,
+        files={
+            "labels.txt": "".join(f"{name}\n" for name in names).encode(),
+            MANIFEST: json.dumps(manifest({})).encode(),
+            golden.NAME: golden.record(examples, file.scores),
+        },
+    )
+    if not answer_own_pictures(TfliteFile(content, str(path)), content, str(path)).passed:
+        raise ExportError("the file does not repeat its own answers once its metadata is inside: please report this")
     return write_artifact(target, lambda scratch: _write(scratch, content), names, manifest, report.artifact_page)
 
 

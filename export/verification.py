@@ -12,14 +12,17 @@ import keras
 import numpy as np
 
 from keras_resnet.errors import ExportError, InputError, missing_extra
+from keras_resnet.export import golden
 from keras_resnet.export.benchmark import Latency, measure
 from keras_resnet.export.concrete import labels_of, open_model
 from keras_resnet.export.mil import Package, open_package
+from keras_resnet.export.tflite_metadata import associated_files
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images, open_images
 from keras_resnet.training.evaluation import for_network, scores_of, summarise, wilson_interval
 
 MIN_AGREEMENT = 0.9
+MANIFEST = "manifest.json"  # inside a .tflite file
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class TfliteFile:
         if len(inputs) != 1 or len(outputs) != 1:
             raise InputError(f"{name!r} has {len(inputs)} inputs and {len(outputs)} outputs: one of each is expected")
         self.input, self.output = inputs[0], outputs[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the image that it takes."""
+        height, width = self.input["shape"][1:3]
+        return int(height), int(width)
 
     @property
     def float_tensors(self) -> list[str]:
@@ -125,6 +134,26 @@ def check_agreement(result: Verification) -> None:
             f"the file agrees with its model on {result.agreement:.1%} of {result.count} images of {result.data!r}, "
             f"below {MIN_AGREEMENT:.0%}: calibrate on images like those it will see, or use quantize='float16'"
         )
+
+
+def self_test(path: str | os.PathLike[str]) -> golden.SelfTest:
+    """Let a .tflite file answer the pictures inside it, and compare with what it gave when it was made.
+
+    Raises InputError where it cannot be run, or holds no such pictures.
+    """
+    file = Path(path)
+    if file.suffix != ".tflite" or not file.is_file():
+        raise InputError(f"file {str(path)!r} is no .tflite file: the others hold no test of themselves")
+    content = file.read_bytes()
+    return answer_own_pictures(TfliteFile(content, str(path)), content, str(path))
+
+
+def answer_own_pictures(file: TfliteFile, content: bytes, name: str) -> golden.SelfTest:
+    """The test of an opened file, from its content."""
+    files = associated_files(content, name)
+    if golden.NAME not in files:
+        raise InputError(f"{name!r} holds no test of itself: give the network and images to compare it with")
+    return golden.replay(files[golden.NAME], file.scores, file.size, name)
 
 
 def verify(

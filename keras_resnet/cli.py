@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from keras_resnet import __version__
 from keras_resnet.console import load_keras, silenced
-from keras_resnet.errors import InputError, KerasResnetError, UsageError, nearest, unknown
+from keras_resnet.errors import ExportError, InputError, KerasResnetError, UsageError, nearest, unknown
 from keras_resnet.files import check_file, replacing, write_csv
 from keras_resnet.specs import VARIANTS, list_variants, spec_of
 from keras_resnet.training.recipes import RECIPES, Recipe
@@ -195,19 +195,19 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--effort", default="normal", help="of rounding weights: low, normal (default) or high")
     one.add_argument("--data", help="labelled images to verify the file on")
     one.add_argument("--labels", metavar="FILE", help="a text file with a label a line")
+    one.add_argument("--author", default="", help="for the file's metadata")
+    one.add_argument("--licence", default="", help="for the file's metadata")
     one.add_argument("--out", required=True, help="the file to write: .tflite or .mlpackage")
 
     one = verb(
         "verify",
         _verify,
-        "compare a .tflite file, or a .mlpackage by replay, with its network on labelled images",
+        "compare a .tflite file, or a .mlpackage by replay, with its network; or let a .tflite file test itself",
         "keras-resnet verify a.tflite --model runs/a --data photos-test/",
     )
-    one.add_argument("file", help="a .tflite or .mlpackage file")
-    one.add_argument(
-        "--model", required=True, help="a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
-    )
-    one.add_argument("--data", required=True, help=DATA)
+    one.add_argument("file", help="a .tflite or .mlpackage file; alone, a .tflite file answers the pictures inside it")
+    one.add_argument("--model", help=MODEL)
+    one.add_argument("--data", help=DATA)
     one.add_argument("--json", action="store_true")
     return parser, verbs
 
@@ -389,7 +389,7 @@ def _predict(options: argparse.Namespace) -> None:
     if options.grid is not None:
         check_file(options.grid, (".png",))
     load_keras(debug=options.debug)
-    from keras_resnet.export.prediction import predict
+    from keras_resnet.export import predict
 
     found = predict(options.model, options.images, top=options.top, labels=labels)
     if options.grid is not None:
@@ -442,19 +442,32 @@ def _export(options: argparse.Namespace) -> None:
     # Weights of other libraries are loaded here, for what is said of them is to be seen.
     model = options.model if labels_of(options.model) else open_model(options.model)
     with silenced(not options.debug):
-        common = {"calibration": options.calibration, "effort": options.effort, "labels": labels, "data": options.data}
+        same = ("calibration", "effort", "data", "author", "licence")
+        common: dict[str, Any] = {"labels": labels, **{name: getattr(options, name) for name in same}}
         if options.format == "coreml":
             quantize = options.quantize or "float16"
             artifact = to_coreml(model, options.out, quantize=quantize, target=options.target, **common)
         else:
-            artifact = to_tflite(model, options.out, quantize=options.quantize or "int8", **common)
+            quantize = options.quantize or "int8"
+            artifact = to_tflite(model, options.out, quantize=quantize, **common)
     print(artifact.path)
 
 
 def _verify(options: argparse.Namespace) -> None:
+    if (options.model is None) != (options.data is None):
+        raise UsageError("--model and --data go together: the network, and images to compare it and the file on")
     load_keras(debug=options.debug)
-    from keras_resnet.export import verify
+    from keras_resnet.export import self_test, verify
 
+    if options.model is None:
+        test = self_test(options.file)
+        if options.json:
+            print(json.dumps({**dataclasses.asdict(test), "passed": test.passed}))
+        else:
+            print(f"{test.agreeing} of {test.count} agree; largest difference of a score {test.largest_difference:.4f}")
+        if not test.passed:
+            raise ExportError(f"{options.file!r} does not answer here as it did when it was made")
+        return
     found = verify(options.file, options.model, options.data)
     if options.json:
         print(json.dumps(found.as_json()))

@@ -67,6 +67,7 @@ def test_help_loads_neither_keras_nor_numpy() -> None:
         (["train", "--data", "digits", "--run", "x", "--learning-rate", "0"], "learning_rate=0.0 must be above 0"),
         (["export", "a.keras", "--out", "a.tflite", "--format", "onyx"], "unknown format 'onyx' (--format)"),
         (["export", "a.keras", "--out", "a.tflite", "--quantize", "int9"], "unknown number format 'int9' (--quantize)"),
+        (["verify", "a.tflite", "--model", "a.keras"], "--model and --data go together"),
         (["predict", "a.keras"], "the following arguments are required: IMAGE"),
         (["predict", "a.keras", "a.png", "--top", "0"], "--top 0 must be 1 or more"),
         (["predict", "a.keras", "a.png", "--grid", "a.jpg"], "output 'a.jpg' must end in '.png'"),
@@ -101,6 +102,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
             "'nowhere.keras' does not exist",
         ),
         (["verify", "nowhere.tflite", "--model", "x.keras", "--data", "digits"], "is no .tflite file"),
+        (["verify", "nowhere.tflite"], "'nowhere.tflite' is no .tflite file"),
         (["predict", "nowhere.keras", __file__], "test_cli.py' is not an image that can be read"),
         (["predict", "nowhere.keras", "nowhere.png"], "'nowhere.png' is not an image that can be read"),
         (["predict", "nowhere.tflite", "RUN.png"], "'nowhere.tflite' does not exist"),
@@ -188,6 +190,8 @@ def test_train_evaluate_export_and_verify_follow_one_another(
     package = str(tmp_path / "b.mlpackage")
     assert cli.main(["export", folder, "--format", "coreml", "--data", data, "--out", package]) == 0
     assert capsys.readouterr().out == f"{package}\n"
+    assert cli.main(["verify", file]) == 0
+    assert capsys.readouterr().out.startswith("8 of 8 agree; largest difference")
     for exported in (file, package):
         assert cli.main(["verify", exported, "--model", folder, "--data", data]) == 0
         assert capsys.readouterr().out.startswith("agreement ")

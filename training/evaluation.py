@@ -110,22 +110,6 @@ def scores_of(model: keras.Model, batch_size: int = BATCH_SIZE) -> Callable[[np.
     return scores
 
 
-def check_classes(images: Images, outputs: int, known: tuple[str, ...] | None) -> None:
-    """Raise UsageError where labels of images do not mean what a network answers.
-
-    outputs: how many classes the network tells apart; known: their names, None where nobody knows them.
-    """
-    if known is not None and images.classes != known:
-        raise UsageError(
-            f"data {images.name!r} has classes {', '.join(images.classes[:5])}, ..., but the network was trained on "
-            f"{', '.join(known[:5])}, ...: every class needs its folder, under the same name"
-        )
-    if len(images.classes) != outputs:
-        raise UsageError(
-            f"data {images.name!r} has {len(images.classes)} classes, but the network tells {outputs} apart"
-        )
-
-
 def for_network(images: Images, outputs: int, known: Sequence[str] | None) -> Images:
     """The images under the classes that a network answers; a data set may have some of them only.
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.quantisation resnet18:FILE.safetensors --calibration calib200.tar --data val1000.tar
 
-Images are read by their class folders' numbers and cropped at (1, 1), not resized. The last row is TensorFlow's own
-recipe: the Keras model, its normalisation folded with black borders, minimum and maximum of the same images.
+Images are read by their class folders' numbers and cropped at (1, 1), not resized. "plain recipe" is TensorFlow's own:
+the Keras model, its normalisation folded with black borders, minimum and maximum of the same images. "coreml:int8" and
+the like are Core ML packages, replayed; "coreml:int8:plain" without calibration images, as coremltools does it alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import os
 import resource
 import sys
 import tarfile
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,13 +29,18 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_resnet
+from keras_resnet.export import to_coreml
+from keras_resnet.export.artifact import size_of
 from keras_resnet.export.concrete import Normalisation, concrete_function, fold
+from keras_resnet.export.mil import open_package
 from keras_resnet.export.tflite import FORMS, convert
 from keras_resnet.export.verification import TfliteFile
-from keras_resnet.preprocessing import preprocessing_of
+from keras_resnet.preprocessing import Preprocessing, preprocessing_of
+from keras_resnet.training import Images
 from keras_resnet.training.evaluation import scores_of
 
-PLAIN = "plain recipe"
+PLAIN, COREML = "plain recipe", "coreml:"
+Answers = Callable[[np.ndarray], np.ndarray]
 
 
 def read(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +70,19 @@ def plain(model: keras.Model, pixels: np.ndarray) -> bytes:
     return bytes(converter.convert())
 
 
+def core_ml(model: keras.Model, form: str, calibration: np.ndarray, effort: str) -> tuple[int, Answers]:
+    """Size in bytes and answers of a package, form: "int8" or "int8:plain"."""
+    name, _, is_plain = form.partition(":")
+    classes = tuple(map(str, range(model.outputs[0].shape[-1])))
+    images = Images("calibration", classes, np.zeros(len(calibration), int), list(calibration), Image.fromarray)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.mlpackage"
+        # What is measured here shall not be refused for what it is.
+        with mock.patch("keras_resnet.export.verification.MIN_AGREEMENT", 0.0):
+            to_coreml(model, path, quantize=name, calibration=None if is_plain else images, effort=effort)
+        return size_of(path), open_package(path).answer
+
+
 def paired_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """95 % interval of the difference of two accuracies on the same images, bool [n] each; in points."""
     difference = 100 * (a.astype(float) - b)
@@ -78,7 +100,8 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="judge on every n-th image alone")
     options = parser.parse_args()
     variant, _, weights = options.model.partition(":")
-    model = keras_resnet.build(variant, weights=weights)
+    uncropped = Preprocessing(resize=0, crop=keras_resnet.VARIANTS[variant].input_size)
+    model = keras_resnet.build(variant, weights=weights, preprocessing=uncropped)
     preprocessing, side = preprocessing_of(model), model.inputs[0].shape[1]
     calibration = read(options.calibration, side)[0][::2]
     pixels, labels = (part[:: options.every] for part in read(options.data, side))
@@ -89,18 +112,25 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|")
     for form in options.forms:
         start = time.perf_counter()
-        if form == PLAIN:
-            content = plain(model, calibration)
+        answer: Answers
+        if form.startswith(COREML):
+            size, answer = core_ml(model, form.removeprefix(COREML), calibration, options.effort)
         else:
-            content = convert(model, preprocessing, FORMS[form], calibration, options.effort)
+            is_plain = form == PLAIN
+            content = (
+                plain(model, calibration)
+                if is_plain
+                else convert(model, preprocessing, FORMS[form], calibration, options.effort)
+            )
+            size, answer = len(content), TfliteFile(content, form, threads=os.cpu_count() or 1).scores
         taken = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        answers = TfliteFile(content, form, threads=os.cpu_count() or 1).scores(pixels).argmax(1)
+        answers = answer(pixels).argmax(1)
         same, ours = answers == exact.argmax(1), answers == labels
         low, high = paired_interval(right, ours)
         halves = ", ".join(f"{100 * same[i::2].mean():.1f}" for i in range(2))
         print(
-            f"| {form} | {len(content) / 1e6:.2f} | {100 * ours.mean():.1f} | {100 * (right.mean() - ours.mean()):.1f} "
+            f"| {form} | {size / 1e6:.2f} | {100 * ours.mean():.1f} | {100 * (right.mean() - ours.mean()):.1f} "
             f"({low:.1f} to {high:.1f}) | {100 * same.mean():.1f} | {halves} | {taken:.0f} | {peak:.1f} |",
             flush=True,
         )

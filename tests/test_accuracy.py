@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 CIFAR_TEST = {20: 8103, 32: 8256, 44: 8267, 56: 8320}  # of 10,000 JPEGs of the test set
 CIFAR_LOSSLESS = {20: 3992, 32: 4000, 44: 3999, 56: 4000}  # of 4,000 training images
+CIFAR_LOSSLESS_TEST = {20: 47, 32: 48, 44: 47, 56: 48}  # of 50
 TOP5_ROUNDING = 1  # fifth and sixth logit lie close
 
 
@@ -94,6 +95,10 @@ def test_akamasters_networks_answer_as_in_pytorch(
     monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path))
     [file] = (shared_data / "weights").glob(f"resnet{depth}-*.th")
     model = keras_resnet.from_torch(file)
-    for archive, expected in (("test", CIFAR_TEST[depth]), ("lossless_train4000", CIFAR_LOSSLESS[depth])):
+    for archive, counts in (
+        ("test", CIFAR_TEST),
+        ("lossless_train4000", CIFAR_LOSSLESS),
+        ("lossless_test50", CIFAR_LOSSLESS_TEST),
+    ):
         images = open_images(shared_data / "cifar10" / f"{archive}.tar.gz")
-        assert evaluate_model(model, images, CIFAR10).correct == expected
+        assert evaluate_model(model, images, CIFAR10).correct == counts[depth]

@@ -327,6 +327,17 @@ def test_the_recursion_limit_is_back_after_an_error():
     assert sys.getrecursionlimit() == before
 
 
+def test_the_recursion_limit_is_back_after_threads_that_overlap():
+    before = sys.getrecursionlimit()
+    one, other = recursion_room(10**4), recursion_room(2 * 10**4)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)  # not in the order of a stack
+    assert sys.getrecursionlimit() > 2 * 10**4
+    other.__exit__(None, None, None)
+    assert sys.getrecursionlimit() == before
+
+
 def test_a_higher_limit_of_the_user_is_kept():
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(50_000)

@@ -440,7 +440,7 @@ def test_what_cannot_become_a_phone_file_is_refused(
 
 
 def test_images_of_other_classes_than_the_networks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has 4 classes .*, but the network tells 5 apart"):
+    with pytest.raises(UsageError, match="has 4 classes \\(c0, c1, c2, c3\\), but the network tells 5 apart"):
         to_tflite(network("basic"), tmp_path / "a.tflite", quantize="float32", data=images_of(photographs(8), 4))
 
 

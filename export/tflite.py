@@ -25,7 +25,7 @@ from keras_resnet.export.concrete import (
     open_model,
 )
 from keras_resnet.export.graph import quantised, simplify
-from keras_resnet.export.metadata import check_labels, describe
+from keras_resnet.export.metadata import check_labels, describe, inside
 from keras_resnet.export.tflite_metadata import embed
 from keras_resnet.export.verification import MANIFEST, TfliteFile, answer_own_pictures, verify_tflite
 from keras_resnet.preprocessing import Preprocessing
@@ -146,7 +146,7 @@ def to_tflite(
         size=size,
         files={
             "labels.txt": "".join(f"{name}\n" for name in names).encode(),
-            MANIFEST: json.dumps(manifest({})).encode(),
+            MANIFEST: json.dumps(inside(manifest({}))).encode(),
             golden.NAME: golden.record(examples, file.scores),
         },
     )

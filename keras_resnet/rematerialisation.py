@@ -35,9 +35,9 @@ def rematerialise(model: keras.Model, *, segments: int | None = None) -> keras.M
     plain one: after loading, call `rematerialise` again. A training step costs about one more forward pass.
 
     On TensorFlow and torch, loss, gradients, moving statistics and dropout masks are bit-identical to the plain
-    model's; tested on TensorFlow also in mixed precision, with `jit_compile=True` and under MirroredStrategy. On JAX
-    they are equal within rounding, and on a CPU nothing is saved, because XLA keeps the activations there. A GPU was
-    not tried.
+    model's; tested on TensorFlow also in mixed precision and under MirroredStrategy. With `jit_compile=True` and on
+    JAX they are equal within rounding: XLA compiles two programs, and fuses each in its own way. On JAX nothing is
+    saved on a CPU, because XLA keeps the activations there. A GPU was not tried.
 
     Raises InputError for a model without such layers, UsageError for a number of segments that does not fit, several
     inputs or outputs, an activity regulariser, or a backend that does not train.

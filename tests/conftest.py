@@ -21,6 +21,13 @@ from tests.layout import ROOT
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported, so before any test module
 
+# Side by side, each process of pytest-xdist keeps to one core: threads of several that all want every core wait for one
+# another more than they compute.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    CORES = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {CORES[int(WORKER.removeprefix("gw")) % len(CORES)]})
+
 SEED = int(os.environ.get("KERAS_RESNET_TEST_SEED", "0"))
 
 

@@ -33,7 +33,7 @@ PADS = {"pre-activation, stride last": 1, "shortcut A": 1, "highway": 1}  # a po
 BATCH_NORMS = {"pre-activation": 3, "pre-activation, stride last": 5}  # which no convolution stands before
 
 
-@pytest.mark.parametrize("quantize", ["float16", "float32"])
+@pytest.mark.parametrize("quantize", ["float16", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_package_answers_as_its_network_and_holds_no_needless_operation(
     name: str, quantize: str, tmp_path: Path
@@ -75,7 +75,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=pytest.mark.slow) if form in ("palette8", "palette4") else form for form in FORMS]
+)
 def test_every_form_is_what_it_says_and_is_judged_by_replay(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +242,7 @@ print("alive")
     assert done.stdout == "alive\n", done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_no_package(tmp_path: Path) -> None:
     network("basic").save(tmp_path / "a.keras")
     out = tmp_path / "out"

@@ -303,7 +303,10 @@ def logits(model: Any, batch: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "variant", "scheme"),
-    [("ResNet50", "resnet50_v1", "keras_v1"), ("ResNet50V2", "resnet50_v2", "keras_v2")],
+    [
+        ("ResNet50", "resnet50_v1", "keras_v1"),
+        pytest.param("ResNet50V2", "resnet50_v2", "keras_v2", marks=pytest.mark.slow),
+    ],
 )
 def test_logits_are_those_of_keras_applications_there_and_back(name, variant, scheme):
     import keras

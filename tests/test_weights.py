@@ -287,6 +287,7 @@ def test_a_damaged_file_loads_or_is_refused_and_then_changes_nothing(suffix, tmp
 # Networks deeper than Python's recursion limit
 
 
+@pytest.mark.slow
 def test_a_deep_network_builds_saves_and_loads_at_pythons_own_recursion_limit(tmp_path):
     before = sys.getrecursionlimit()
     model = fill(build(cifar(326)))

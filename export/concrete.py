@@ -121,7 +121,7 @@ def fold(model: keras.Model, normalisation: Normalisation) -> keras.Model:
     preprocessing = preprocessing_of(model)
 
     def in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = {**layer.get_config(), "dtype": "float32"}
+        config = {**layer.get_config(), "dtype": "float32", "trainable": True}  # as if never frozen
         if layer.name == STEM:
             config["use_bias"] = True
         return layer.__class__.from_config(config)

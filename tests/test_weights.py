@@ -287,8 +287,17 @@ def test_a_damaged_file_loads_or_is_refused_and_then_changes_nothing(suffix, tmp
 # Networks deeper than Python's recursion limit
 
 
+@pytest.fixture
+def pythons_own_limit():
+    """Some libraries raise the limit of the whole process and leave it so: coremltools does."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(before)
+
+
 @pytest.mark.slow
-def test_a_deep_network_builds_saves_and_loads_at_pythons_own_recursion_limit(tmp_path):
+def test_a_deep_network_builds_saves_and_loads_at_pythons_own_recursion_limit(tmp_path, pythons_own_limit):
     before = sys.getrecursionlimit()
     model = fill(build(cifar(326)))
     model.save(tmp_path / "deep.keras")
@@ -298,7 +307,7 @@ def test_a_deep_network_builds_saves_and_loads_at_pythons_own_recursion_limit(tm
 
 
 @pytest.mark.slow
-def test_a_deep_plain_network_within_another_model_loads_where_keras_alone_does_not(tmp_path):
+def test_a_deep_plain_network_within_another_model_loads_where_keras_alone_does_not(tmp_path, pythons_own_limit):
     # Without shortcuts Keras goes down one call a layer. Should it learn to do without, the room can go.
     x = keras.Input((32, 32, 3))
     deep = build(cifar(386, shortcut="none", widths=(2, 2, 2)), name="deep")

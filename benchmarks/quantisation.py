@@ -33,7 +33,7 @@ from keras_resnet.export import to_coreml
 from keras_resnet.export.artifact import size_of
 from keras_resnet.export.concrete import Normalisation, concrete_function, fold
 from keras_resnet.export.mil import open_package
-from keras_resnet.export.tflite import FORMS, convert
+from keras_resnet.export.tflite import FORMS, build, prepare
 from keras_resnet.export.verification import TfliteFile
 from keras_resnet.preprocessing import Preprocessing, preprocessing_of
 from keras_resnet.training import Images
@@ -120,7 +120,7 @@ def main() -> int:
             content = (
                 plain(model, calibration)
                 if is_plain
-                else convert(model, preprocessing, FORMS[form], calibration, options.effort)
+                else build(prepare(model, preprocessing, FORMS[form], calibration, options.effort), FORMS[form])
             )
             size, answer = len(content), TfliteFile(content, form, threads=os.cpu_count() or 1).scores
         taken = time.perf_counter() - start

@@ -36,9 +36,9 @@ from keras_resnet.export.concrete import (
 from keras_resnet.export.graph import quantised, simplify
 from keras_resnet.export.metadata import check_labels, describe
 from keras_resnet.export.mil import activation_ranges, open_package
-from keras_resnet.export.verification import Verification, verify_package
+from keras_resnet.export.verification import Verification, check_share, verify_package
 from keras_resnet.training.data import Images, open_images
-from keras_resnet.training.evaluation import for_network, scores_of
+from keras_resnet.training.evaluation import for_network
 from keras_resnet.training.runs import versions
 
 
@@ -98,6 +98,7 @@ def to_coreml(
     data: str | os.PathLike[str] | Images | None = None,
     author: str = "",
     licence: str = "",
+    min_agreement: float | None = None,
 ) -> Artifact:
     """Export a network to a Core ML package (ML program), and replay it where there are images to judge it on.
 
@@ -108,7 +109,8 @@ def to_coreml(
     images that weights are rounded and ranges measured with, never those that it is judged on; effort: how long,
     "low", "normal" or "high". labels: a distinct name a class; default those of the run or the images, else numbers.
     data: labelled images to replay the package on; without, the calibration images serve. author, licence: go into
-    the package's metadata, with the manifest.
+    the package's metadata, with the manifest. min_agreement: below this fraction of images on which package and network
+    give the same class nothing is written; default 0.9.
 
     The package takes an RGB image `image` of the network's size, 0..255, and gives `classLabel` and
     `classLabel_probs`; the normalisation is inside, exact at the border. Core ML itself runs on macOS alone: what was
@@ -116,6 +118,7 @@ def to_coreml(
     does not agree with the network; nothing is written then.
     """
     form, system = _check_form(quantize, target)
+    check_share(min_agreement)
     place = check_target(path, ".mlpackage")
     if form.activations and calibration is None:
         raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
@@ -171,7 +174,7 @@ def to_coreml(
             package.save(str(scratch))
             if judged is not None and shown is not None:
                 replayed = open_package(scratch)
-                found.append(verify_package(replayed, scores_of(model), shown, judged.labels, judged.name))
+                found.append(verify_package(replayed, model, shown, judged.labels, judged.name, min_agreement))
         for entry in [scratch, *scratch.rglob("*")]:  # the package writer leaves files that others cannot read
             entry.chmod(0o755 if entry.is_dir() else 0o644)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from keras_resnet.errors import InputError, missing_extra
 from keras_resnet.export.mil_ops import OPERATIONS
+from keras_resnet.export.noise import relative
 from keras_resnet.export.rounding import clipped_range
 from keras_resnet.preprocessing import preprocess_input
 
@@ -231,25 +232,24 @@ def layer_noise(package: Package, model: keras.Model, pixels: np.ndarray) -> dic
     """How far each layer's values are from the Keras model's, in the order of the program: noise over signal, rms.
 
     pixels: uint8 [n, height, width, 3]. A layer is found by its name, which coremltools keeps within its own; layers
-    that became a part of another are not there. "scores" comes last. The values of one that was quantised to w8a8 may
-    be scaled inside a residual sum: there only "scores" counts.
+    that became a part of another are not there. "scores" comes last, and alone where activations are quantised: values
+    inside a residual sum are scaled then.
     """
     found = {name: value for step, value in package.replay(pixels) for name in [_layer_of(step.name, model)] if name}
     scores = package.answer(pixels)
-    watched = [name for name in found if name != model.layers[-1].name]
+    scaled = any(step.kind == "quantize" for step in package.steps)
+    watched = [] if scaled else [name for name in found if name != model.layers[-1].name]
     outputs = [model.get_layer(name).output for name in watched]
-    values = keras.Model(model.inputs, [*outputs, model.outputs[0]]).predict_on_batch(preprocess_input(pixels, model))
+    network = keras.Model(model.inputs, [*outputs, model.outputs[0]])
+    answered = network(preprocess_input(pixels, model), training=False)
+    values = [np.asarray(value) for value in keras.tree.flatten(answered)]
     noise = {}
     for name, expected in zip(watched, values[:-1], strict=True):
         value = found[name].astype(np.float32)
         value = value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
         if value.shape == expected.shape:
-            noise[name] = _relative(value, np.asarray(expected))
-    return {**noise, "scores": _relative(scores, np.asarray(values[-1]))}
-
-
-def _relative(value: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.sqrt(np.mean((value - expected) ** 2) / max(float(np.mean(expected**2)), 1e-30)))
+            noise[name] = relative(value, np.asarray(expected))
+    return {**noise, "scores": relative(scores, np.asarray(values[-1]))}
 
 
 def _layer_of(name: str, model: keras.Model) -> str | None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+MOST_DB = 80  # a full bar; float16 has some 66
+
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #1a7f37; --bad: #cf222e; }
 * { box-sizing: border-box; }
@@ -31,6 +33,8 @@ img { max-width: 100%; height: auto; } figure { margin: 0; }
   border-radius: .4rem; }
 .answers img { width: 4rem; height: 4rem; object-fit: contain; image-rendering: pixelated; }
 .wrong { outline: 2px solid var(--bad); } .wrong b { color: var(--bad); }
+td.wide { width: 50%; } .bar { background: #57a; height: .8rem; border-radius: .2rem; min-width: 1px; }
+.bar.low { background: var(--bad); }
 code, pre { font-family: ui-monospace, monospace; font-size: .9em; overflow-wrap: anywhere; }
 pre { background: var(--soft); padding: .7rem; border-radius: .4rem; overflow-x: auto; overflow-wrap: normal; }
 footer { margin-top: 3rem; font-size: .85rem; border-top: 1px solid var(--line); }
@@ -124,6 +128,8 @@ def artifact_page(manifest: Mapping[str, Any]) -> str:
             facts({f"{side} {name}": what for side in ("input", "output") for name, what in contract[side].items()}),
         ),
         section("How well it answers", verification_table(found, manifest["accuracy_verified"])),
+        *price_section(manifest.get("in_float")),
+        *noise_section(found),
         section("Labels", f"<p>{escape(', '.join(manifest['labels'][:100]))}</p>"),
         section("Made with", facts(manifest["versions"])),
     ]
@@ -140,6 +146,11 @@ def verification_table(found: Mapping[str, Any] | None, accuracy_verified: bool)
         rows["accuracy of the file"] = _with_interval(found["file_top1"], found["file_interval"])
     else:
         rows["accuracy"] = "not verified: only the calibration images were at hand"
+    if kernels := found.get("kernels"):
+        rows["accelerated and reference kernels"] = (
+            f"{kernels['agreeing']} of {kernels['count']} images agree; largest difference of a score "
+            f"{kernels['largest_difference']:.4f}"
+        )
     latency = found["latency"]
     how_fast = "not run here" if latency is None else f"{latency['median_ms']:.2f} ms, median of {latency['runs']}"
     return facts(
@@ -150,6 +161,46 @@ def verification_table(found: Mapping[str, Any] | None, accuracy_verified: bool)
             "latency where it was exported, one thread": how_fast,
         }
     )
+
+
+def price_section(kept: Mapping[str, Any] | None) -> list[str]:
+    """Which parts stay in floating point, and what was tried to find them."""
+    if kept is None:
+        return []
+    parts = escape(", ".join(kept["parts"])) or "none"
+    text = f"<p>In floating point: {parts}.</p>"
+    if "tried" in kept:
+        rows = [
+            [count, f"{one['drop']:.2f}", size(one["size_bytes"]), f"{one['median_ms']:.2f} ms"]
+            for count, one in kept["tried"].items()
+        ]
+        header = ("parts in float", "points lost", "size", "latency")
+        text += (
+            f"<p>The fewest that lose at most {kept['max_drop']} points on {escape(kept['chosen_on'])}, which is also "
+            f"what they were chosen on.</p>{table(header, rows, numbers=(0, 1, 2, 3))}"
+        )
+    return [section("Kept in floating point", text)]
+
+
+def noise_section(found: Mapping[str, Any] | None) -> list[str]:
+    """Signal over noise layer by layer, where it was measured: a bar a layer, the noisiest marked."""
+    levels = (found or {}).get("layer_snr_db")
+    if not levels:
+        return []
+    least = sorted(levels.values())[: min(3, len(levels) // 2)]
+    rows = "\n".join(
+        f'<tr><th scope="row"><code>{escape(layer)}</code></th><td class="number">{level:.1f}</td>'
+        f'<td class="wide"><div class="bar{" low" if level in least else ""}" '
+        f'style="width:{min(max(level, 0), MOST_DB) / MOST_DB:.1%}"></div></td></tr>'
+        for layer, level in levels.items()
+    )
+    note = (
+        "<p>How far the values of each layer are from the network's: signal over noise in decibels, 6 a bit, on a few "
+        "images. The noisiest are marked.</p>"
+    )
+    head = '<thead><tr><th>layer</th><th class="number">dB</th><th></th></tr></thead>'
+    body = f'<div class="scroll"><table>\n{head}<tbody>\n{rows}\n</tbody></table></div>'
+    return [section("Noise, layer by layer", f"{note}<details><summary>{len(levels)} layers</summary>{body}</details>")]
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import keras
@@ -14,8 +15,10 @@ import numpy as np
 from keras_resnet.errors import ExportError, UsageError, unknown
 from keras_resnet.export import converter, golden, report
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
-from keras_resnet.export.calibration import EFFORTS, calibrate, calibration_pixels, check_apart
+from keras_resnet.export.benchmark import measure
+from keras_resnet.export.calibration import EFFORTS, Calibration, calibrate, calibration_pixels, check_apart
 from keras_resnet.export.concrete import (
+    Normalisation,
     check_exportable,
     concrete_function,
     exact_normalisation,
@@ -26,13 +29,21 @@ from keras_resnet.export.concrete import (
 )
 from keras_resnet.export.graph import quantised, simplify
 from keras_resnet.export.metadata import check_labels, describe, inside
+from keras_resnet.export.sensitivity import check_parts, in_float, sensitivity
 from keras_resnet.export.tflite_metadata import embed
-from keras_resnet.export.verification import MANIFEST, TfliteFile, answer_own_pictures, verify_tflite
+from keras_resnet.export.verification import (
+    MANIFEST,
+    TfliteFile,
+    answer_own_pictures,
+    check_share,
+    verify_tflite,
+)
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.data import Images, open_images
 from keras_resnet.training.evaluation import for_network, scores_of
 from keras_resnet.training.runs import versions
 
+AUTOMATIC_DROP = 0.3  # points of accuracy
 EXAMPLES = 40  # pictures that those of the file's own test are chosen from
 
 
@@ -78,6 +89,9 @@ def to_tflite(
     data: str | os.PathLike[str] | Images | None = None,
     author: str = "",
     licence: str = "",
+    min_agreement: float | None = None,
+    keep_float: str | Sequence[str] = (),
+    max_drop: float | None = None,
 ) -> Artifact:
     """Export a network to TFLite and check that the file answers as the network does.
 
@@ -88,7 +102,11 @@ def to_tflite(
     are rounded, "low", "normal" or "high". labels: a name a class; default those of the run, `data` or `calibration`,
     else numbers. data: labelled images to verify on; without, the calibration images serve, and the manifest says that
     accuracy is not verified. author, licence: go into the file's metadata, with the labels, the manifest and a few
-    pictures with their scores, by which the file can be tested wherever it runs (`self_test`).
+    pictures with their scores, by which the file can be tested wherever it runs (`self_test`). min_agreement: below
+    this fraction of images on which file and network give the same class nothing is written; default 0.9. For int8:
+    keep_float: parts that stay in floating point ("stem", "stage3_block2", "head"); max_drop: points of accuracy on
+    `data` that may be lost, for which as few parts as do stay in floating point, those that 8 bits harm most; the
+    manifest says which, and what they cost. keep_float="auto": max_drop of 0.3.
 
     Raises UsageError, InputError before the conversion starts, ExportError where the file is not what it must be;
     nothing is written then.
@@ -97,11 +115,24 @@ def to_tflite(
         raise unknown("number format", quantize, FORMS, where="quantize=")
     if effort not in EFFORTS:
         raise unknown("effort", effort, EFFORTS, where="effort=")
+    check_share(min_agreement)
     form, target = FORMS[quantize], check_target(path, ".tflite")
     if form.activation_bits and calibration is None:
         raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
+    if keep_float == "auto":
+        keep_float, max_drop = (), AUTOMATIC_DROP if max_drop is None else max_drop
+    if (keep_float or max_drop is not None) and form.activation_bits != 8:
+        raise UsageError(f"keep_float= and max_drop= are for quantize='int8', not {quantize!r}")
+    if max_drop is not None and (data is None or keep_float or not 0 <= max_drop <= 100):
+        raise UsageError(
+            f"max_drop={max_drop} must be points of accuracy from 0 to 100, measured on data=: labelled images; and it "
+            "finds out itself what keep_float= would say"
+        )
+    if isinstance(keep_float, str):
+        raise UsageError(f"keep_float={keep_float!r} must be a list of parts of the network, or 'auto'")
     model = open_model(source)
     preprocessing = check_exportable(model)
+    check_parts(model, keep_float)
     sample = pixels = None
     if calibration is not None:
         sample, pixels = calibration_pixels(calibration, preprocessing, model.inputs[0].shape[1:3])
@@ -115,15 +146,19 @@ def to_tflite(
     known = labels_of(source) or (judged.classes if judged else None)
     names = check_labels(known if labels is None else labels, model.outputs[0].shape[-1])
 
-    content = convert(model, preprocessing, form, pixels, effort)
+    prepared = prepare(model, preprocessing, form, pixels, effort)
+    kept = None
+    if max_drop is not None and judged is not None and shown is not None:
+        keep_float, kept = _keep_within(max_drop, prepared, form, model, shown, judged)
+    content = build(prepared, form, keep_float)
     file = TfliteFile(content, str(path))
-    _check_contract(file, form)
+    _check_contract(file, form, mixed=bool(keep_float))
     verification = None
     if judged is not None and shown is not None:
-        verification = verify_tflite(file, scores_of(model), shown, judged.labels, judged.name)
+        verification = verify_tflite(content, str(path), model, shown, judged.labels, judged.name, min_agreement)
 
     def manifest(written: dict[str, Any]) -> dict[str, Any]:
-        return describe(
+        value = describe(
             written,
             format=f"tflite-{quantize}",
             model=model,
@@ -133,6 +168,7 @@ def to_tflite(
             verification=verification,
             accuracy_verified=images is not None,
         )
+        return {**value, "in_float": kept or {"parts": list(keep_float)}} if keep_float or kept else value
 
     size = tuple(model.inputs[0].shape[1:3])
     examples = golden.pictures(size) if shown is None else shown[:EXAMPLES]
@@ -155,31 +191,95 @@ def to_tflite(
     return write_artifact(target, lambda scratch: _write(scratch, content), names, manifest, report.artifact_page)
 
 
-def convert(
+@dataclass(frozen=True)
+class Prepared:
+    """A network ready for the converter: its simplified graph, and for whole numbers what was measured on pixels."""
+
+    graph: keras.Model
+    normalisation: Normalisation
+    pixels: np.ndarray | None = None  # uint8 [n, height, width, 3]
+    measured: Calibration | None = None
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """The pixels as the graph takes them, float32."""
+        shift, scale = (np.asarray(v, np.float32) for v in (self.normalisation.shift, self.normalisation.scale))
+        return (np.asarray(self.pixels) - shift) * scale
+
+
+def prepare(
     model: keras.Model,
     preprocessing: Preprocessing,
     form: Form,
     pixels: np.ndarray | None = None,
     effort: str = "normal",
-) -> bytes:
-    """The content of a file in a number format; pixels, uint8 [n, height, width, 3], are what whole numbers need."""
+) -> Prepared:
+    """Simplify a network, and measure it where the form needs that; pixels, uint8 [n, height, width, 3]."""
     in_bytes = form.activation_bits == 8
     normalisation = integer_normalisation(preprocessing) if in_bytes else exact_normalisation(preprocessing)
-    graph = simplify(fold(model, normalisation))
-    images = None
-    if pixels is not None and form.activation_bits:
-        inputs = (pixels - np.asarray(normalisation.shift, np.float32)) * np.asarray(normalisation.scale, np.float32)
-        measured = calibrate(graph, inputs, bits=form.activation_bits, effort=effort)
+    prepared = Prepared(simplify(fold(model, normalisation)), normalisation, pixels)
+    if pixels is None or not form.activation_bits:
+        return prepared
+    measured = calibrate(prepared.graph, prepared.inputs, bits=form.activation_bits, effort=effort)
+    return replace(prepared, measured=measured)
+
+
+def build(prepared: Prepared, form: Form, keep_float: Collection[str] = ()) -> bytes:
+    """The content of a file in a number format; keep_float: parts of it that stay in floating point."""
+    graph, measured, images = prepared.graph, prepared.measured, None
+    if measured is not None and prepared.pixels is not None:
+        measured = in_float(graph, measured, keep_float)
         graph = quantised(graph, measured.ranges, measured.weights)
-        if not measured.ranges:  # the converter measures them, and the pixels' must be 0..255
-            images = pixels.astype(np.float32)
+        if form.activation_bits > 8:  # the converter measures them, and the pixels' must be 0..255
+            images = prepared.pixels.astype(np.float32)
             images[0, 0, 0], images[0, -1, -1] = 0, 255
-    function = concrete_function(graph, normalisation, whole_numbers=in_bytes)
+    function = concrete_function(graph, prepared.normalisation, whole_numbers=form.activation_bits == 8)
     return converter.convert(function, [variable.value for variable in graph.variables], form.settings, images)
 
 
-def _check_contract(file: TfliteFile, form: Form) -> None:
-    """An int8 file must hold integers alone and take raw bytes; the converter gives other things without a word."""
+def _keep_within(
+    max_drop: float, prepared: Prepared, form: Form, model: keras.Model, pixels: np.ndarray, judged: Images
+) -> tuple[list[str], dict[str, Any]]:
+    """The fewest parts, noisiest first, that must stay in floating point for a drop; and what that costs.
+
+    Raises ExportError where even all of them do not do.
+    """
+    assert prepared.measured is not None
+    noise = sensitivity(prepared.graph, prepared.measured, prepared.inputs)
+    ranked = list(noise)
+    truth = float(np.mean(scores_of(model)(pixels).argmax(axis=-1) == judged.labels))
+    tried: dict[int, dict[str, Any]] = {}
+
+    def is_enough(count: int) -> bool:
+        content = build(prepared, form, ranked[:count])
+        file = TfliteFile(content, f"with {count} parts in float")
+        top1 = float(np.mean(file.scores(pixels).argmax(axis=-1) == judged.labels))
+        latency = measure(lambda: file.answer(pixels[0]))
+        tried[count] = {"drop": 100 * (truth - top1), "size_bytes": len(content), "median_ms": latency.median_ms}
+        return tried[count]["drop"] <= max_drop + 1e-9
+
+    count = bisect.bisect_left(range(len(ranked) + 1), True, key=is_enough)
+    if count > len(ranked):
+        raise ExportError(
+            f"max_drop={max_drop}: with everything in floating point the file still loses "
+            f"{tried[len(ranked)]['drop']:.2f} points on {judged.name!r}: use quantize='float16'"
+        )
+    if 0 not in tried:
+        is_enough(0)  # what the price is compared with
+    return ranked[:count], {
+        "parts": ranked[:count],
+        "max_drop": max_drop,
+        "chosen_on": judged.name,
+        "noise": noise,
+        "tried": {str(parts): tried[parts] for parts in sorted(tried)},
+    }
+
+
+def _check_contract(file: TfliteFile, form: Form, *, mixed: bool) -> None:
+    """An int8 file must hold integers alone and take raw bytes; the converter gives other things without a word.
+
+    mixed: some parts are to be in floating point.
+    """
     if file.input["dtype"].__name__ != form.border:
         raise ExportError(f"the converter gave an input of {file.input['dtype'].__name__}, not {form.border}")
     if form.border != "uint8":
@@ -188,7 +288,7 @@ def _check_contract(file: TfliteFile, form: Form) -> None:
         raise ExportError(
             f"the converter gave an input of scale and zero point {file.input['quantization']}, not (1, 0)"
         )
-    if file.float_tensors:
+    if file.float_tensors and not mixed:
         raise ExportError(f"the converter left floating-point tensors: {', '.join(file.float_tensors[:3])}")
 
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_resnet.errors import ExportError, InputError, missing_extra
+from keras_resnet.errors import ExportError, InputError, UsageError, missing_extra
 from keras_resnet.export import golden
 from keras_resnet.export.benchmark import Latency, measure
 from keras_resnet.export.concrete import labels_of, open_model
 from keras_resnet.export.mil import Package, open_package
+from keras_resnet.export.mil import layer_noise as package_noise
+from keras_resnet.export.noise import IMAGES, decibels, layer_noise, worst
 from keras_resnet.export.tflite_metadata import associated_files
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images, open_images
 from keras_resnet.training.evaluation import for_network, scores_of, summarise, wilson_interval
 
 MIN_AGREEMENT = 0.9
+REFERENCE_IMAGES = 4  # reference kernels are some ten times slower
 MANIFEST = "manifest.json"  # inside a .tflite file
 
 
@@ -39,9 +42,20 @@ class Verification:
     file_interval: tuple[float, float]
     largest_score_difference: float
     latency: Latency | None  # None: a file that does not run here
+    kernels: Kernels | None = None  # None: a format of one implementation
+    layer_snr_db: Mapping[str, float] | None = None  # signal over noise of each layer, in the order of the file
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How the accelerated kernels that phones run compare with TFLite's reference kernels on the same images."""
+
+    count: int
+    agreeing: int
+    largest_difference: float
 
 
 class TfliteFile:
@@ -50,14 +64,17 @@ class TfliteFile:
     Raises MissingExtraError without the extra `tflite`, InputError where the file cannot be run.
     """
 
-    def __init__(self, content: bytes | Path, name: str, threads: int = 1) -> None:
+    def __init__(self, content: bytes | Path, name: str, threads: int = 1, *, reference: bool = False) -> None:
         try:
-            from ai_edge_litert.interpreter import Interpreter
+            from ai_edge_litert.interpreter import Interpreter, OpResolverType
         except ImportError as error:
             raise missing_extra("running a .tflite file", "tflite", error) from error
         content = content if isinstance(content, bytes) else content.read_bytes()
         try:
-            self.interpreter = Interpreter(model_content=content, num_threads=threads)
+            kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
+            self.interpreter = Interpreter(
+                model_content=content, num_threads=threads, experimental_op_resolver_type=kernels
+            )
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{name!r} cannot be run as a .tflite file: {str(error).splitlines()[0]}") from error
@@ -114,26 +131,60 @@ def compare(
 
 
 def verify_tflite(
-    file: TfliteFile,
-    model_scores: Callable[[np.ndarray], np.ndarray],
+    content: bytes,
+    name: str,
+    model: keras.Model,
     pixels: np.ndarray,
     labels: np.ndarray,
     data: str,
+    min_agreement: float | None = None,
 ) -> Verification:
-    """Run a file and its model over the same pixels. Raises ExportError where they agree on too few."""
+    """Run a .tflite file and its model over the same pixels, and a few layer by layer and with reference kernels.
+
+    Raises ExportError where they agree on too few.
+    """
+    file = TfliteFile(content, name)
     latency = measure(lambda: file.answer(pixels[0]))
-    result = compare(file.scores(pixels), model_scores(pixels), labels, data, latency)
-    check_agreement(result)
+    scores = file.scores(pixels)
+    few = min(REFERENCE_IMAGES, len(pixels))
+    plain = TfliteFile(content, name, reference=True).scores(pixels[:few])
+    kernels = Kernels(
+        few,
+        int(np.sum(plain.argmax(axis=-1) == scores[:few].argmax(axis=-1))),
+        float(np.abs(plain - scores[:few]).max()),
+    )
+    noise = layer_noise(content, model, pixels[:IMAGES])
+    result = replace(
+        compare(scores, scores_of(model)(pixels), labels, data, latency),
+        kernels=kernels,
+        layer_snr_db={layer: round(decibels(ratio), 2) for layer, ratio in noise.items()},
+    )
+    check_agreement(result, scores, min_agreement)
     return result
 
 
-def check_agreement(result: Verification) -> None:
-    """Raise ExportError where a file and its model agree on too few images."""
-    if result.agreement < MIN_AGREEMENT:
-        raise ExportError(
-            f"the file agrees with its model on {result.agreement:.1%} of {result.count} images of {result.data!r}, "
-            f"below {MIN_AGREEMENT:.0%}: calibrate on images like those it will see, or use quantize='float16'"
-        )
+def check_share(least: float | None) -> None:
+    """Raise UsageError where a least agreement is no fraction."""
+    if least is not None and not 0 <= least <= 1:
+        raise UsageError(f"min_agreement={least} must be a fraction from 0 to 1: 0.98 for 98 % of the images")
+
+
+def check_agreement(result: Verification, scores: np.ndarray, least: float | None = None) -> None:
+    """Raise ExportError where a file and its model agree on too few images.
+
+    scores: the file's; least: fraction of the images, default `MIN_AGREEMENT`.
+    """
+    least = MIN_AGREEMENT if least is None else least
+    if result.agreement >= least:
+        return
+    given = np.unique(scores.argmax(axis=-1))
+    one = f" (it answers class {given[0]} to every one)" if len(given) == 1 and result.count > 1 else ""
+    noisy = worst({layer: -level for layer, level in (result.layer_snr_db or {}).items()})
+    layers = f"; most noise in {', '.join(f'{k} ({-v:.0f} dB)' for k, v in noisy.items())}" if noisy else ""
+    raise ExportError(
+        f"the file agrees with its model on {result.agreement:.1%} of {result.count} images of {result.data!r}{one}, "
+        f"below {least:.0%}{layers}: calibrate on images like those it will see, or use quantize='float16'"
+    )
 
 
 def self_test(path: str | os.PathLike[str]) -> golden.SelfTest:
@@ -160,12 +211,16 @@ def verify(
     path: str | os.PathLike[str],
     source: keras.Model | str | os.PathLike[str],
     data: str | os.PathLike[str] | Images,
+    *,
+    min_agreement: float | None = None,
 ) -> Verification:
     """Compare a .tflite file, or a .mlpackage by replay, with the network that it was made from, on labelled images.
 
-    path: the file; source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; data: what `open_images` takes.
+    path: the file; source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; data: what `open_images` takes;
+    min_agreement: fraction of the images, default 0.9.
     Raises UsageError, InputError for what cannot be read, ExportError where the two agree on too few images.
     """
+    check_share(min_agreement)
     file = Path(path)
     if file.suffix == ".mlpackage":
         package = open_package(file)
@@ -177,22 +232,28 @@ def verify(
     model = open_model(source)
     images = for_network(images, model.outputs[0].shape[-1], labels_of(source))
     pixels = images.pixels(preprocessing_of(model))
+    judged = (model, pixels, images.labels, images.name, min_agreement)
     if package is None:
-        return verify_tflite(TfliteFile(file, str(path)), scores_of(model), pixels, images.labels, images.name)
-    return verify_package(package, scores_of(model), pixels, images.labels, images.name)
+        return verify_tflite(file.read_bytes(), str(path), *judged)
+    return verify_package(package, *judged)
 
 
 def verify_package(
     package: Package,
-    model_scores: Callable[[np.ndarray], np.ndarray],
+    model: keras.Model,
     pixels: np.ndarray,
     labels: np.ndarray,
     data: str,
+    min_agreement: float | None = None,
 ) -> Verification:
     """Replay a package and run its model over the same pixels. Raises ExportError where they agree on too few."""
     scores = package.answer(pixels)
     if not np.isfinite(scores).all():
         raise ExportError("the package gives scores that are no numbers: look for NaN weights, or use 'float32'")
-    result = compare(scores, model_scores(pixels), labels, data, None)
-    check_agreement(result)
+    noise = package_noise(package, model, pixels[:IMAGES])
+    result = replace(
+        compare(scores, scores_of(model)(pixels), labels, data, None),
+        layer_snr_db={layer: round(decibels(ratio), 2) for layer, ratio in noise.items()},
+    )
+    check_agreement(result, scores, min_agreement)
     return result

@@ -28,6 +28,7 @@ INTERRUPTED = 130
 MOST_PIXELS = 10_000
 DATA = "'digits', a folder or .tar of class folders, or a .npz"
 MODEL = "a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
+AGREEMENT = "least share of images on which file and network give the same class (default: 0.9)"
 FORMATS = {
     "tflite": ("float32", "float16", "dynamic", "int8", "int16x8"),
     "coreml": ("float16", "float32", "int8", "w8a8", "int4", "palette8", "palette6", "palette4", "prune"),
@@ -194,9 +195,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--calibration", help="images that set ranges and rounding; not those of --data")
     one.add_argument("--effort", default="normal", help="of rounding weights: low, normal (default) or high")
     one.add_argument("--data", help="labelled images to verify the file on")
+    one.add_argument("--max-drop", type=float, metavar="POINTS", help="int8: keep parts in float to lose no more")
+    one.add_argument("--keep-float", metavar="PARTS", help="int8: auto, or parts in float: stem,stage4_block2,head")
     one.add_argument("--labels", metavar="FILE", help="a text file with a label a line")
     one.add_argument("--author", default="", help="for the file's metadata")
     one.add_argument("--licence", default="", help="for the file's metadata")
+    one.add_argument("--min-agreement", type=float, metavar="FRACTION", help=AGREEMENT)
     one.add_argument("--out", required=True, help="the file to write: .tflite or .mlpackage")
 
     one = verb(
@@ -208,6 +212,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("file", help="a .tflite or .mlpackage file; alone, a .tflite file answers the pictures inside it")
     one.add_argument("--model", help=MODEL)
     one.add_argument("--data", help=DATA)
+    one.add_argument("--min-agreement", type=float, metavar="FRACTION", help=AGREEMENT)
     one.add_argument("--json", action="store_true")
     return parser, verbs
 
@@ -434,6 +439,8 @@ def _export(options: argparse.Namespace) -> None:
         raise unknown("number format", options.quantize, FORMATS[options.format], where="--quantize")
     if options.format != "coreml" and options.target:
         raise UsageError("--target is for --format coreml: a .tflite file asks for no system")
+    if options.format != "tflite" and (options.keep_float or options.max_drop is not None):
+        raise UsageError("--keep-float and --max-drop are for --format tflite")
     load_keras(debug=options.debug)
     from keras_resnet.export import to_coreml, to_tflite
     from keras_resnet.export.concrete import labels_of, open_model
@@ -442,14 +449,18 @@ def _export(options: argparse.Namespace) -> None:
     # Weights of other libraries are loaded here, for what is said of them is to be seen.
     model = options.model if labels_of(options.model) else open_model(options.model)
     with silenced(not options.debug):
-        same = ("calibration", "effort", "data", "author", "licence")
+        same = ("calibration", "effort", "data", "author", "licence", "min_agreement")
         common: dict[str, Any] = {"labels": labels, **{name: getattr(options, name) for name in same}}
         if options.format == "coreml":
             quantize = options.quantize or "float16"
             artifact = to_coreml(model, options.out, quantize=quantize, target=options.target, **common)
         else:
             quantize = options.quantize or "int8"
-            artifact = to_tflite(model, options.out, quantize=quantize, **common)
+            kept = options.keep_float or ""
+            parts = kept if kept == "auto" else [part for part in kept.split(",") if part]
+            artifact = to_tflite(
+                model, options.out, quantize=quantize, keep_float=parts, max_drop=options.max_drop, **common
+            )
     print(artifact.path)
 
 
@@ -468,7 +479,7 @@ def _verify(options: argparse.Namespace) -> None:
         if not test.passed:
             raise ExportError(f"{options.file!r} does not answer here as it did when it was made")
         return
-    found = verify(options.file, options.model, options.data)
+    found = verify(options.file, options.model, options.data, min_agreement=options.min_agreement)
     if options.json:
         print(json.dumps(found.as_json()))
     else:

@@ -16,6 +16,8 @@ from keras_resnet.export import golden
 from keras_resnet.export.benchmark import Latency, measure
 from keras_resnet.export.concrete import labels_of, open_model
 from keras_resnet.export.mil import Package, open_package
+from keras_resnet.export.probe import probe
+from keras_resnet.export.tflite_graph import read_graph
 from keras_resnet.export.tflite_metadata import associated_files
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images, open_images
@@ -47,24 +49,37 @@ class Verification:
 class TfliteFile:
     """A .tflite file with one image in and one vector of scores out, run by ai-edge-litert on the CPU.
 
+    source: bytes that were made in this process, or a path to a file that anybody made: such a file is checked, and
+    opened in another process, before this one touches it. name: of the file, for messages.
     Raises MissingExtraError without the extra `tflite`, InputError where the file cannot be run.
     """
 
-    def __init__(self, content: bytes | Path, name: str, threads: int = 1) -> None:
+    def __init__(self, source: bytes | Path, name: str, threads: int = 1) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
             raise missing_extra("running a .tflite file", "tflite", error) from error
-        content = content if isinstance(content, bytes) else content.read_bytes()
+        self.content = source if isinstance(source, bytes) else source.read_bytes()
+        if not isinstance(source, bytes):
+            read_graph(self.content, name)
+            probe(self.content, name)
         try:
-            self.interpreter = Interpreter(model_content=content, num_threads=threads)
+            self.interpreter = Interpreter(model_content=self.content, num_threads=threads)
             self.interpreter.allocate_tensors()
+            inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{name!r} cannot be run as a .tflite file: {str(error).splitlines()[0]}") from error
-        inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
             raise InputError(f"{name!r} has {len(inputs)} inputs and {len(outputs)} outputs: one of each is expected")
         self.input, self.output = inputs[0], outputs[0]
+        taken, given = self.input["shape"].tolist(), self.output["shape"].tolist()
+        if self.input["dtype"] not in (np.uint8, np.float32) or len(taken) != 4 or taken[0] != 1 or taken[3] != 3:
+            raise InputError(
+                f"{name!r} takes {self.input['dtype'].__name__} {taken}: an image, uint8 or float32 "
+                "[1, height, width, 3], is expected"
+            )
+        if len(given) != 2 or given[0] != 1:
+            raise InputError(f"{name!r} gives {given}: one score a class, [1, classes], is expected")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -144,13 +159,12 @@ def self_test(path: str | os.PathLike[str]) -> golden.SelfTest:
     file = Path(path)
     if file.suffix != ".tflite" or not file.is_file():
         raise InputError(f"file {str(path)!r} is no .tflite file: the others hold no test of themselves")
-    content = file.read_bytes()
-    return answer_own_pictures(TfliteFile(content, str(path)), content, str(path))
+    return answer_own_pictures(TfliteFile(file, str(path)), str(path))
 
 
-def answer_own_pictures(file: TfliteFile, content: bytes, name: str) -> golden.SelfTest:
-    """The test of an opened file, from its content."""
-    files = associated_files(content, name)
+def answer_own_pictures(file: TfliteFile, name: str) -> golden.SelfTest:
+    """The test inside an opened file."""
+    files = associated_files(file.content, name)
     if golden.NAME not in files:
         raise InputError(f"{name!r} holds no test of itself: give the network and images to compare it with")
     return golden.replay(files[golden.NAME], file.scores, file.size, name)

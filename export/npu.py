@@ -278,7 +278,7 @@ def by_rules(graph: Graph) -> list[Finding]:
             for remark in remarks
             if not remark.source
         )
-        sources = tuple(dict.fromkeys(rule.source for rule in rules if rule.source))
+        sources = tuple(dict.fromkeys(one for rule in rules for one in rule.source.split(", ") if one))
         found.append(Finding(target, not reasons, DOCUMENTED, reasons, open_, sources))
     return found
 
@@ -445,7 +445,7 @@ def _second_hand(package: Package) -> Iterator[str]:
 def summary(finding: Finding, shown: int = 3) -> Sequence[str]:
     """One finding in lines: the answer, then why."""
     yes = {True: "yes", False: "no", None: "not known"}[finding.takes_whole]
-    figures = ", ".join(f"{key.replace('_', ' ')} {value:,.6g}" for key, value in finding.figures.items())
+    figures = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in finding.figures.items())
     lines = [f"{finding.target:30}  {yes:9}  {finding.basis}{f': {figures}' if figures else ''}"]
     reasons = [remark.text for remark in finding.reasons]
     remarks = [
@@ -456,3 +456,7 @@ def summary(finding: Finding, shown: int = 3) -> Sequence[str]:
         if len(texts) > shown:
             lines.append(f"    and {len(texts) - shown} more")
     return lines
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.4g}"

@@ -124,38 +124,38 @@ def no_activation(graph: Graph) -> Iterator[str]:
 
 
 def short_softmax(graph: Graph) -> Iterator[str]:
-    for one in _of_kind(graph, "SOFTMAX"):
-        shape = one.outputs[0].shape
+    for one, given in _of_kind(graph, "SOFTMAX"):
+        shape = given.shape
         if math.prod(shape) != shape[-1] or shape[-1] > 16_000:
             yield f"{one} is over {list(shape)}: one axis of 16,000 at most"
 
 
 def unit_strides(graph: Graph) -> Iterator[str]:
-    for one in _of_kind(graph, "STRIDED_SLICE"):
+    for one, _ in _of_kind(graph, "STRIDED_SLICE"):
         strides = _constant(one, 3)
         if strides is None or (strides != 1).any():
             yield f"{one} steps over values"
 
 
 def no_batch_padding(graph: Graph) -> Iterator[str]:
-    for one in _of_kind(graph, "PAD"):
+    for one, _ in _of_kind(graph, "PAD"):
         widths = _constant(one, 1)
-        if widths is None or widths[0].any():
+        if widths is None or widths.ravel()[:2].any():
             yield f"{one} pads the batch, or by what it computes"
 
 
 def mean_over_image(graph: Graph) -> Iterator[str]:
-    for one in _of_kind(graph, "MEAN"):
-        axes, shape = _constant(one, 1), one.inputs[0].shape if one.inputs[0] else ()
+    for one, given in _of_kind(graph, "MEAN"):
+        axes, shape = _constant(one, 1), given.shape
         places = set() if axes is None else {int(axis) % len(shape) for axis in axes.ravel()}
         if axes is None or 0 in places or (len(shape) - 1 in places and shape[-1] % 4):
             yield f"{one} is over the batch, over channels that are no multiple of 4, or over axes that it computes"
 
 
 def grouped_convolutions(graph: Graph) -> Iterator[str]:
-    for one in _of_kind(graph, "CONV_2D"):
-        x, kernel = one.inputs[:2]
-        if x is not None and kernel is not None and x.shape[-1] != kernel.shape[-1]:
+    for one, given in _of_kind(graph, "CONV_2D"):
+        kernel = one.inputs[1]
+        if kernel is not None and given.shape[-1] != kernel.shape[-1]:
             yield f"{one} is in groups"
 
 
@@ -165,8 +165,12 @@ def per_channel_weights(graph: Graph) -> Iterator[str]:
         yield f"{len(found)} tensors of weights have a scale a channel"
 
 
-def _of_kind(graph: Graph, kind: str) -> list[Operation]:
-    return [one for one in graph.operations if one.kind == kind and one.outputs and one.outputs[0].shape]
+def _of_kind(graph: Graph, kind: str) -> Iterator[tuple[Operation, Tensor]]:
+    """The operations of a kind, each with what it works on. Those of no shape say nothing: it is computed later."""
+    for one in graph.operations:
+        given = one.inputs[0] if one.inputs else None
+        if one.kind == kind and given is not None and given.shape and one.outputs:
+            yield one, given
 
 
 def _constant(operation: Operation, place: int) -> np.ndarray | None:

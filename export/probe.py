@@ -69,12 +69,13 @@ def coverage(content: bytes) -> dict[str, Any]:
         interpreter = Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=keep)
         interpreter.allocate_tensors()
         details.append(interpreter._get_ops_details())
-        interpreter.get_output_details()  # which fails where a name is no text
         if not keep:
             for given in interpreter.get_input_details():
                 if given["dtype"] is not np.bytes_:
                     interpreter.set_tensor(given["index"], np.zeros(given["shape"], given["dtype"]))
             interpreter.invoke()
+            for given in interpreter.get_output_details():
+                interpreter.get_tensor(given["index"])
     joined, single = details
     # Where every tensor is kept, each operation that XNNPACK takes becomes a part of its own: its outputs say which.
     taken = {int(index) for node in single if node["op_name"] == "DELEGATE" for index in node["outputs"]}

@@ -270,6 +270,9 @@ def _graph(
         read = tuple(None if index == -1 else tensors[index] for index in given)
         _check_layer(kind, number, read)
         operations.append(Operation(number, kind, is_custom, read, tuple(tensors[i] for i in made), fused != 0))
+    for index in outputs:
+        if index not in ready and not tensors[index].is_constant:
+            raise ValueError(f"nothing gives its output {tensors[index].name!r}")
     return Graph(
         tuple(tensors[i] for i in inputs), tuple(tensors[i] for i in outputs), tuple(operations), tensors, {}, {}
     )

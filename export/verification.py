@@ -59,6 +59,7 @@ class TfliteFile:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
             raise missing_extra("running a .tflite file", "tflite", error) from error
+        self.name = name
         self.content = source if isinstance(source, bytes) else source.read_bytes()
         if not isinstance(source, bytes):
             read_graph(self.content, name)
@@ -95,9 +96,12 @@ class TfliteFile:
 
     def answer(self, pixels: np.ndarray) -> np.ndarray:
         """Scores, float32 [classes], of one image, uint8 [height, width, channels]."""
-        self.interpreter.set_tensor(self.input["index"], pixels[None].astype(self.input["dtype"]))
-        self.interpreter.invoke()
-        raw = self.interpreter.get_tensor(self.output["index"])[0]
+        try:
+            self.interpreter.set_tensor(self.input["index"], pixels[None].astype(self.input["dtype"]))
+            self.interpreter.invoke()
+            raw = self.interpreter.get_tensor(self.output["index"])[0]
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{self.name!r} cannot answer an image: {str(error).splitlines()[0]}") from error
         scale, zero_point = self.output["quantization"]
         return (raw.astype(np.float32) - zero_point) * scale if scale else raw.astype(np.float32)
 

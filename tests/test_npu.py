@@ -185,6 +185,14 @@ def test_convolutions_in_groups_are_unverified_where_no_source_names_them() -> N
     assert not any("is in groups" in one.text for one in found["GPU (LiteRT delegate)"].remarks)
 
 
+@pytest.mark.parametrize("kind", ["CONV_2D", "PAD", "MEAN", "SOFTMAX"])
+def test_a_shape_that_is_left_open_breaks_no_rule_and_no_reader(kind: str, path: Path) -> None:  # noqa: F811
+    def shapeless(model: Any) -> None:
+        tensor(model, kind, 0).shape = None
+
+    assert rules(edited(path.read_bytes(), shapeless))["GPU (LiteRT delegate)"].takes_whole
+
+
 def test_custom_operations_are_taken_by_no_target(path: Path, tmp_path: Path) -> None:  # noqa: F811
     def custom(model: Any) -> None:
         code = model.operatorCodes[operation(model, "SOFTMAX").opcodeIndex]

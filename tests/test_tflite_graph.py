@@ -148,6 +148,12 @@ def far_output(model: Any) -> None:
     model.subgraphs[0].outputs = np.array([-5], np.int32)
 
 
+def output_of_nothing(model: Any) -> None:
+    operation(model, "SOFTMAX").outputs = np.array([], np.int32)
+    model.subgraphs[0].operators = [operation(model, "SOFTMAX")]
+    operation(model, "SOFTMAX").inputs = model.subgraphs[0].inputs
+
+
 def no_kernel(model: Any) -> None:
     one = operation(model, "CONV_2D")
     one.inputs = np.array([one.inputs[0], -1, -1], np.int32)
@@ -203,6 +209,7 @@ def far_metadata(model: Any) -> None:
         (written_twice, "writes .* which is there already"),
         (constant_input, "its input .* is a constant"),
         (far_output, "names tensor -5 of"),
+        (output_of_nothing, "nothing gives its output"),
         (no_kernel, "CONV_2D number \\d has no kernel"),
         (short_bias, r"CONV_2D has a bias of \[1\]"),
         (endless_scale, "has a scale that is no number"),

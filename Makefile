@@ -43,7 +43,7 @@ lock: ## make requirements.lock anew from pyproject.toml and constraints.txt
 	$(PYTHON) -m venv "$$scratch/venv"; \
 	"$$scratch/venv/bin/pip" install --quiet uv; \
 	"$$scratch/venv/bin/uv" pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-header \
-		--no-annotate --all-extras --no-emit-package keras-resnet-edge pyproject.toml -c constraints.txt \
+		--no-annotate --extra dev --no-emit-package keras-resnet-edge pyproject.toml -c constraints.txt \
 		-o "$$scratch/body"; \
 	{ sed '/^#/!q' requirements.lock | grep '^#'; cat "$$scratch/body"; } > "$$scratch/lock"; \
 	cp "$$scratch/lock" requirements.lock

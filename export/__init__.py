@@ -12,6 +12,7 @@ from keras_resnet.lazy import lazy
 if TYPE_CHECKING:
     from keras_resnet.export.artifact import Artifact
     from keras_resnet.export.coreml import to_coreml
+    from keras_resnet.export.inspection import Inspection, inspect
     from keras_resnet.export.prediction import Prediction, predict
     from keras_resnet.export.tflite import to_tflite
     from keras_resnet.export.verification import Verification, self_test, verify
@@ -21,10 +22,22 @@ __getattr__, __dir__ = lazy(
     {
         "artifact": ("Artifact",),
         "coreml": ("to_coreml",),
+        "inspection": ("Inspection", "inspect"),
         "prediction": ("Prediction", "predict"),
         "tflite": ("to_tflite",),
         "verification": ("Verification", "self_test", "verify"),
     },
 )
 
-__all__ = ["Artifact", "Prediction", "Verification", "predict", "self_test", "to_coreml", "to_tflite", "verify"]
+__all__ = [
+    "Artifact",
+    "Inspection",
+    "Prediction",
+    "Verification",
+    "inspect",
+    "predict",
+    "self_test",
+    "to_coreml",
+    "to_tflite",
+    "verify",
+]

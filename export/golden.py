@@ -99,12 +99,12 @@ def replay(test: bytes, scores: Callable[[np.ndarray], np.ndarray], size: tuple[
         small = np.stack([np.frombuffer(base64.b64decode(p["pixels"]), np.uint8).reshape(shape) for p in kept])
         classes = np.array([p["classes"] for p in kept], np.int64)
         expected = np.array([p["scores"] for p in kept], np.float32)
-        pixels = spread(small, int(value["factor"]))
-    except (ValueError, KeyError, TypeError) as error:
+        factor = int(value["factor"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"the test inside {name!r} is damaged: {error}") from error
-    if pixels.shape[1:3] != size:
+    if (shape[0] * factor, shape[1] * factor) != size:
         raise InputError(f"the test inside {name!r} is of pictures of another size than the file reads")
-    answers = scores(pixels)
+    answers = scores(spread(small, factor))
     if not (classes >= 0).all() or classes.max() >= answers.shape[-1] or classes.shape != expected.shape:
         raise InputError(f"the test inside {name!r} is of other classes than the file answers")
     difference = np.abs(np.take_along_axis(answers, classes, axis=-1) - expected).max()

@@ -51,7 +51,9 @@ class Package:
     """A program of one image in, one vector of scores out, ready to be replayed.
 
     image: its input's name; size: (height, width); order: of the colours, "rgb" or "bgr"; channels_first: how the
-    input lies; scores: the name of the value that is the answer; labels: None where it is no classifier.
+    input lies; is_pixels: whether it is declared as an image, so raw pixels; scores: the name of the value that is the
+    answer; labels: None where it is no classifier; specification: the version of the format; shapes: how many sizes of
+    input it takes, 0 for any in a range.
     """
 
     path: Path
@@ -59,9 +61,12 @@ class Package:
     size: tuple[int, int]
     order: str
     channels_first: bool
+    is_pixels: bool
     steps: tuple[Step, ...]
     scores: str
     labels: tuple[str, ...] | None
+    specification: int
+    shapes: int
 
     def answer(self, pixels: np.ndarray) -> np.ndarray:
         """Scores, float32 [n, classes], of images, uint8 RGB [n, height, width, 3]."""
@@ -104,11 +109,11 @@ class Package:
                     values.pop(name, None)
 
 
-def open_package(path: str | os.PathLike[str]) -> Package:
+def open_package(path: str | os.PathLike[str], *, replayable: bool = True) -> Package:
     """Read a `.mlpackage` that holds an ML program with one image or array in.
 
-    Raises InputError for what is no such package, is damaged, or holds an operation that the replay does not know,
-    MissingExtraError without the extra `coreml`.
+    replayable: refuse one that holds an operation that the replay does not know.
+    Raises InputError for what is no such package or is damaged, MissingExtraError without the extra `coreml`.
     """
     folder = Path(path)
     if folder.suffix != ".mlpackage" or not folder.is_dir():
@@ -134,11 +139,33 @@ def open_package(path: str | os.PathLike[str]) -> Package:
     except Exception as error:  # foreign bytes bring up anything
         raise InputError(f"{str(path)!r} cannot be read as a Core ML package: {_first_line(error)}") from error
     unknown = [step for step in steps if step.dtype is not None and step.kind not in OPERATIONS]
-    if unknown:
+    if unknown and replayable:
         raise InputError(
             f"{str(path)!r} holds the operation {unknown[0].kind!r} ({unknown[0].name!r}), which is not known here"
         )
-    return Package(folder, image, size, order, channels_first, steps, scores, labels)
+    is_pixels = spec.description.input[0].type.WhichOneof("Type") == "imageType"
+    return Package(
+        folder,
+        image,
+        size,
+        order,
+        channels_first,
+        is_pixels,
+        steps,
+        scores,
+        labels,
+        spec.specificationVersion,
+        _shapes(spec.description.input[0].type),
+    )
+
+
+def _shapes(kind: Any) -> int:
+    """How many sizes an input may have; 0: any in a range."""
+    if kind.WhichOneof("Type") == "imageType":
+        flexible = kind.imageType.WhichOneof("SizeFlexibility")
+        return {None: 1, "enumeratedSizes": len(kind.imageType.enumeratedSizes.sizes)}.get(flexible, 0)
+    flexible = kind.multiArrayType.WhichOneof("ShapeFlexibility")
+    return {None: 1, "enumeratedShapes": len(kind.multiArrayType.enumeratedShapes.shapes)}.get(flexible, 0)
 
 
 def _input_of(spec: Any) -> tuple[str, tuple[int, int], str, bool]:

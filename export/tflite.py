@@ -186,7 +186,7 @@ def to_tflite(
             golden.NAME: golden.record(examples, file.scores),
         },
     )
-    if not answer_own_pictures(TfliteFile(content, str(path)), content, str(path)).passed:
+    if not answer_own_pictures(TfliteFile(content, str(path)), str(path)).passed:
         raise ExportError("the file does not repeat its own answers once its metadata is inside: please report this")
     return write_artifact(target, lambda scratch: _write(scratch, content), names, manifest, report.artifact_page)
 

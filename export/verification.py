@@ -18,6 +18,8 @@ from keras_resnet.export.concrete import labels_of, open_model
 from keras_resnet.export.mil import Package, open_package
 from keras_resnet.export.mil import layer_noise as package_noise
 from keras_resnet.export.noise import IMAGES, decibels, layer_noise, worst
+from keras_resnet.export.probe import probe
+from keras_resnet.export.tflite_graph import read_graph
 from keras_resnet.export.tflite_metadata import associated_files
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images, open_images
@@ -61,27 +63,41 @@ class Kernels:
 class TfliteFile:
     """A .tflite file with one image in and one vector of scores out, run by ai-edge-litert on the CPU.
 
+    source: bytes that were made in this process, or a path to a file that anybody made: such a file is checked, and
+    opened in another process, before this one touches it. name: of the file, for messages.
     Raises MissingExtraError without the extra `tflite`, InputError where the file cannot be run.
     """
 
-    def __init__(self, content: bytes | Path, name: str, threads: int = 1, *, reference: bool = False) -> None:
+    def __init__(self, source: bytes | Path, name: str, threads: int = 1, *, reference: bool = False) -> None:
         try:
             from ai_edge_litert.interpreter import Interpreter, OpResolverType
         except ImportError as error:
             raise missing_extra("running a .tflite file", "tflite", error) from error
-        content = content if isinstance(content, bytes) else content.read_bytes()
+        self.name = name
+        self.content = source if isinstance(source, bytes) else source.read_bytes()
+        if not isinstance(source, bytes):
+            read_graph(self.content, name)
+            probe(self.content, name)
         try:
             kernels = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
             self.interpreter = Interpreter(
-                model_content=content, num_threads=threads, experimental_op_resolver_type=kernels
+                model_content=self.content, num_threads=threads, experimental_op_resolver_type=kernels
             )
             self.interpreter.allocate_tensors()
+            inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{name!r} cannot be run as a .tflite file: {str(error).splitlines()[0]}") from error
-        inputs, outputs = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1:
             raise InputError(f"{name!r} has {len(inputs)} inputs and {len(outputs)} outputs: one of each is expected")
         self.input, self.output = inputs[0], outputs[0]
+        taken, given = self.input["shape"].tolist(), self.output["shape"].tolist()
+        if self.input["dtype"] not in (np.uint8, np.float32) or len(taken) != 4 or taken[0] != 1 or taken[3] != 3:
+            raise InputError(
+                f"{name!r} takes {self.input['dtype'].__name__} {taken}: an image, uint8 or float32 "
+                "[1, height, width, 3], is expected"
+            )
+        if len(given) != 2 or given[0] != 1:
+            raise InputError(f"{name!r} gives {given}: one score a class, [1, classes], is expected")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -97,9 +113,12 @@ class TfliteFile:
 
     def answer(self, pixels: np.ndarray) -> np.ndarray:
         """Scores, float32 [classes], of one image, uint8 [height, width, channels]."""
-        self.interpreter.set_tensor(self.input["index"], pixels[None].astype(self.input["dtype"]))
-        self.interpreter.invoke()
-        raw = self.interpreter.get_tensor(self.output["index"])[0]
+        try:
+            self.interpreter.set_tensor(self.input["index"], pixels[None].astype(self.input["dtype"]))
+            self.interpreter.invoke()
+            raw = self.interpreter.get_tensor(self.output["index"])[0]
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{self.name!r} cannot answer an image: {str(error).splitlines()[0]}") from error
         scale, zero_point = self.output["quantization"]
         return (raw.astype(np.float32) - zero_point) * scale if scale else raw.astype(np.float32)
 
@@ -195,13 +214,12 @@ def self_test(path: str | os.PathLike[str]) -> golden.SelfTest:
     file = Path(path)
     if file.suffix != ".tflite" or not file.is_file():
         raise InputError(f"file {str(path)!r} is no .tflite file: the others hold no test of themselves")
-    content = file.read_bytes()
-    return answer_own_pictures(TfliteFile(content, str(path)), content, str(path))
+    return answer_own_pictures(TfliteFile(file, str(path)), str(path))
 
 
-def answer_own_pictures(file: TfliteFile, content: bytes, name: str) -> golden.SelfTest:
-    """The test of an opened file, from its content."""
-    files = associated_files(content, name)
+def answer_own_pictures(file: TfliteFile, name: str) -> golden.SelfTest:
+    """The test inside an opened file."""
+    files = associated_files(file.content, name)
     if golden.NAME not in files:
         raise InputError(f"{name!r} holds no test of itself: give the network and images to compare it with")
     return golden.replay(files[golden.NAME], file.scores, file.size, name)
@@ -234,7 +252,7 @@ def verify(
     pixels = images.pixels(preprocessing_of(model))
     judged = (model, pixels, images.labels, images.name, min_agreement)
     if package is None:
-        return verify_tflite(file.read_bytes(), str(path), *judged)
+        return verify_tflite(TfliteFile(file, str(path)).content, str(path), *judged)
     return verify_package(package, *judged)
 
 

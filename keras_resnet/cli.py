@@ -127,10 +127,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one = verb(
         "inspect",
         _inspect,
-        "parameters, MACs, activation memory and receptive field of a network",
-        "keras-resnet inspect resnet50 --size 288 --layers",
+        "what a network costs and sees; or what a .tflite or .mlpackage file is, and which targets take all of it",
+        "keras-resnet inspect resnet50.tflite",
     )
-    one.add_argument("model", help="a variant, a .keras file or a run folder")
+    one.add_argument("model", help="a variant, a .keras file or a run folder; or anybody's .tflite or .mlpackage")
+    one.add_argument("--calibration", help=".mlpackage: images, to see whether float16 holds what is computed on them")
     one.add_argument("--size", type=int, help="height and width in pixels, where not the network's own")
     one.add_argument("--layers", action="store_true", help="a row a layer, not the totals alone")
     form = one.add_mutually_exclusive_group()
@@ -319,6 +320,11 @@ def _run_rows(folder: str) -> list[dict[str, Any]]:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if options.model.endswith((".tflite", ".mlpackage")):
+        _inspect_file(options)
+        return
+    if options.calibration is not None:
+        raise UsageError("--calibration is for a .mlpackage: a network's own values are not looked at")
     shape = None if options.size is None else (options.size, options.size)
     if not os.path.exists(options.model) and options.model not in VARIANTS:
         raise unknown("variant", options.model, VARIANTS, show_all="`keras-resnet list variants`")
@@ -332,6 +338,19 @@ def _inspect(options: argparse.Namespace) -> None:
     else:
         found = profile(open_model(options.model), input_shape=shape)
     print(found.json() if options.json else found.csv() if options.csv else found.table(layers=options.layers))
+
+
+def _inspect_file(options: argparse.Namespace) -> None:
+    for name in ("size", "layers", "csv"):
+        if getattr(options, name):
+            raise UsageError(f"--{name} is for a network: {options.model!r} is an exported file")
+    if options.calibration is not None and not options.model.endswith(".mlpackage"):
+        raise UsageError("--calibration is for a .mlpackage: a .tflite file holds its ranges")
+    load_keras(debug=options.debug)
+    from keras_resnet.export import inspect
+
+    found = inspect(options.model, calibration=options.calibration)
+    print(json.dumps(found.as_json(), indent=2) if options.json else found)
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -195,7 +195,7 @@ def _page(images: Images, recipe: Recipe, run: Run, tflite: Artifact, test: Imag
 def _answers(tflite: Artifact, run: Run, test: Images) -> str:
     model = load_model(run.model)
     pixels = test.pixels(preprocessing_of(model))
-    scores = TfliteFile(tflite.path, tflite.path.name).scores(pixels)
+    scores = TfliteFile(tflite.path.read_bytes(), tflite.path.name).scores(pixels)
     given = scores.argmax(axis=-1)
     shuffled = np.random.default_rng(0).permutation(len(test))  # the images stand in order of their classes
     is_right = (given == test.labels)[shuffled]

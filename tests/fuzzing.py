@@ -10,6 +10,7 @@ import faulthandler
 import io
 import json
 import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -129,6 +130,25 @@ def fuzz(kind: str, seeds: range, folder: Path) -> dict[str, Any]:
     load_weights(model, good)
     same = all(np.array_equal(a, b.numpy()) for a, b in zip(answer, model.weights, strict=True))
     return {"kind": kind, **counts, "others": others, "good file loads": same}
+
+
+def fuzz_file(good: Path, seeds: range, verbs: Mapping[str, Callable[[Path], Any]], folder: Path) -> Counter[str]:
+    """How often each verb refused a damaged copy of a file or folder; anything but one of our errors goes through."""
+    refused: Counter[str] = Counter()
+    bad = folder / good.name
+    parts = sorted(part.relative_to(good) for part in good.rglob("*") if part.is_file()) or [Path()]
+    for seed in seeds:
+        if good.is_dir():
+            shutil.rmtree(bad, ignore_errors=True)
+            shutil.copytree(good, bad)
+        part = parts[seed % len(parts)]
+        (bad / part).write_bytes(damaged((good / part).read_bytes(), seed))
+        for verb, run in verbs.items():
+            try:
+                run(bad)
+            except KerasResnetError:
+                refused[verb] += 1
+    return refused
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ from keras_resnet.export.concrete import (
 )
 from keras_resnet.export.coreml import convert as convert_to_coreml
 from keras_resnet.export.metadata import check_labels
+from keras_resnet.export.npu import by_rules
+from keras_resnet.export.probe import probe
+from keras_resnet.export.tflite_graph import read_graph
 from keras_resnet.export.verification import TfliteFile, compare
 from keras_resnet.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing, preprocess_input
 from keras_resnet.training import Images, open_images
@@ -58,15 +61,15 @@ FLOAT_NOISE = 2e-5  # of probabilities: float32 sums in another order
 IN_A_PROCESS_OF_ITS_OWN = converter.run
 
 
+def convert_here(folder: Path) -> tuple[int, str]:
+    converter.convert_folder(folder)
+    return 0, ""
+
+
 @pytest.fixture
 def converter_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The converter runs in the test's own process: starting TensorFlow takes longer than most conversions."""
-
-    def run(folder: Path) -> tuple[int, str]:
-        converter.convert_folder(folder)
-        return 0, ""
-
-    monkeypatch.setattr(converter, "run", run)
+    monkeypatch.setattr(converter, "run", convert_here)
 
 
 def network(name: str, **changes: Any) -> keras.Model:
@@ -166,13 +169,18 @@ def test_int8_files_of_every_family_hold_integers_alone_and_take_raw_bytes(
     # Random networks answer nearly alike on everything, so agreement of the best class says nothing about them.
     monkeypatch.setattr("keras_resnet.export.verification.MIN_AGREEMENT", 0.0)
     to_tflite(model, tmp_path / "a.tflite", quantize="int8", calibration=images_of(pixels))
-    file = TfliteFile(tmp_path / "a.tflite", "a")
+    file = TfliteFile((tmp_path / "a.tflite").read_bytes(), "a")
     assert file.input["dtype"] is np.uint8
     assert file.output["dtype"] is np.uint8
     assert file.input["quantization"] == (1.0, 0)
     assert file.float_tensors == []
     wanted = scores_of(model)(pixels)
     assert rms(file.scores(pixels) - wanted) < 0.1 * max(rms(wanted), 0.1)
+    graph, coverage = read_graph(file.content, "a"), probe(file.content, "a")
+    assert coverage.partitions == 1
+    assert [graph.operations[place].kind for place in coverage.outside] == ["QUANTIZE", "SOFTMAX", "QUANTIZE"]
+    # Nothing that is documented speaks against a network of ours on any target.
+    assert all(finding.takes_whole for finding in by_rules(graph))
 
 
 @pytest.mark.parametrize("quantize", ["float16", "dynamic"])

@@ -11,6 +11,7 @@ from keras_resnet.lazy import lazy
 
 if TYPE_CHECKING:
     from keras_resnet.export.artifact import Artifact
+    from keras_resnet.export.compression import compress
     from keras_resnet.export.coreml import to_coreml
     from keras_resnet.export.prediction import Prediction, predict
     from keras_resnet.export.tflite import to_tflite
@@ -20,6 +21,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "artifact": ("Artifact",),
+        "compression": ("compress",),
         "coreml": ("to_coreml",),
         "prediction": ("Prediction", "predict"),
         "tflite": ("to_tflite",),
@@ -27,4 +29,14 @@ __getattr__, __dir__ = lazy(
     },
 )
 
-__all__ = ["Artifact", "Prediction", "Verification", "predict", "self_test", "to_coreml", "to_tflite", "verify"]
+__all__ = [
+    "Artifact",
+    "Prediction",
+    "Verification",
+    "compress",
+    "predict",
+    "self_test",
+    "to_coreml",
+    "to_tflite",
+    "verify",
+]

@@ -24,7 +24,7 @@ from keras_resnet.export.concrete import (
     labels_of,
     open_model,
 )
-from keras_resnet.export.graph import quantised, simplify
+from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.metadata import check_labels, describe, inside
 from keras_resnet.export.tflite_metadata import embed
 from keras_resnet.export.verification import MANIFEST, TfliteFile, answer_own_pictures, verify_tflite
@@ -84,7 +84,8 @@ def to_tflite(
     source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; path: the .tflite file, with .labels.txt, .json
     and .html beside it. quantize: "float32", "float16", "dynamic", "int8" (full integer, uint8 [1, H, W, 3] in with
     scale 1 and zero point 0) or "int16x8" (activations of 16 bits, float32 in and out, slow); every form takes RGB
-    pixels 0..255. calibration: images for int8 and int16x8, never those that it is judged on. effort: how long weights
+    pixels 0..255. calibration: images for int8 and int16x8, never those that it is judged on; int8 of a network that
+    `compress` trained for it needs none, and takes the ranges and weights that it learned. effort: how long weights
     are rounded, "low", "normal" or "high". labels: a name a class; default those of the run, `data` or `calibration`,
     else numbers. data: labelled images to verify on; without, the calibration images serve, and the manifest says that
     accuracy is not verified. author, licence: go into the file's metadata, with the labels, the manifest and a few
@@ -98,9 +99,9 @@ def to_tflite(
     if effort not in EFFORTS:
         raise unknown("effort", effort, EFFORTS, where="effort=")
     form, target = FORMS[quantize], check_target(path, ".tflite")
-    if form.activation_bits and calibration is None:
-        raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     model = open_model(source)
+    if form.activation_bits and calibration is None and not (form.activation_bits == 8 and learned_ranges(model)):
+        raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     preprocessing = check_exportable(model)
     sample = pixels = None
     if calibration is not None:
@@ -167,7 +168,9 @@ def convert(
     normalisation = integer_normalisation(preprocessing) if in_bytes else exact_normalisation(preprocessing)
     graph = simplify(fold(model, normalisation))
     images = None
-    if pixels is not None and form.activation_bits:
+    if in_bytes and (ranges := learned_ranges(model)):
+        graph = quantised(graph, ranges, {})
+    elif pixels is not None and form.activation_bits:
         inputs = (pixels - np.asarray(normalisation.shift, np.float32)) * np.asarray(normalisation.scale, np.float32)
         measured = calibrate(graph, inputs, bits=form.activation_bits, effort=effort)
         graph = quantised(graph, measured.ranges, measured.weights)

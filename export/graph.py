@@ -80,16 +80,16 @@ def quantised(
     images need; with it the copy is a network that stands by itself, of any batch size.
     """
     shape = graph.inputs[0].shape
-    image = keras.Input(batch_shape=shape if carrier is None else (None, *shape[1:]), name="image")
+    image = keras.Input(batch_shape=shape if carrier is None else (None, *shape[1:]), dtype="float32", name="image")
 
     def call(layer: keras.layers.Layer, x: Any) -> Any:
         copy = layer.__class__.from_config(layer.get_config())
         y = copy(x)
         copy.set_weights(weights.get(layer.name) or layer.get_weights())
-        return Bound(*ranges[layer.name], name=f"{layer.name}_bound")(y) if layer.name in ranges else y
+        return Bound(*ranges[layer.name], name=f"{layer.name}_bound", dtype="float32")(y) if layer.name in ranges else y
 
     with recursion_room(2 * len(graph.layers)):
-        x = image if carrier is None else keras.layers.Identity(name=carrier)(image)
+        x = image if carrier is None else keras.layers.Identity(name=carrier, dtype="float32")(image)
         return keras.Model(image, rebuild(graph, x, call), name=graph.name)
 
 

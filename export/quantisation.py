@@ -30,7 +30,7 @@ class Rounded(keras.layers.Wrapper):
     """
 
     def __init__(self, layer: keras.layers.Layer, kept: np.ndarray | None = None, **keywords: Any) -> None:
-        super().__init__(layer, name=layer.name, **keywords)
+        super().__init__(layer, name=layer.name, dtype="float32", **keywords)
         self.kept = kept
 
     @property
@@ -55,7 +55,7 @@ class LearnedBound(keras.layers.Layer):
     """
 
     def __init__(self, low: float, high: float, **keywords: Any) -> None:
-        super().__init__(**keywords)
+        super().__init__(dtype="float32", **keywords)
         self.low, self.high = low, high
 
     def build(self, shape: Any) -> None:

@@ -320,7 +320,7 @@ def test_what_is_kept_is_still_there_in_the_int8_file(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [{"shortcut": "highway"}, {"preactivation": True}], ids=["highway", "pre-activation"]
+    "changes", [{"shortcut": "highway", "gate_bias": 0.0}, {"preactivation": True}], ids=["highway", "pre-activation"]
 )
 def test_highway_and_pre_activation_nets_keep_their_accuracy_in_int8(changes: dict[str, Any], tmp_path: Path) -> None:
     validation, test, training = open_images("digits").split(0.2, 0.2)
@@ -328,7 +328,7 @@ def test_highway_and_pre_activation_nets_keep_their_accuracy_in_int8(changes: di
     run = train(recipe, training, tmp_path / "a", validation=validation, test=test, progress=False)
     small = compress(run.folder, training, tmp_path / "b", validation=validation, epochs=2, progress=False)
     found = to_tflite(small.folder, tmp_path / "a.tflite", data=test).read()["verification"]
-    assert found["file_top1"] >= run.read_evaluation()["top1"] - 0.01
+    assert found["file_top1"] >= run.read_evaluation()["top1"] - 0.01 > 0.9
 
 
 def test_the_command_line_knows_every_method() -> None:

@@ -11,6 +11,7 @@ from keras_resnet.lazy import lazy
 
 if TYPE_CHECKING:
     from keras_resnet.export.artifact import Artifact
+    from keras_resnet.export.compression import compress
     from keras_resnet.export.coreml import to_coreml
     from keras_resnet.export.inspection import Inspection, inspect
     from keras_resnet.export.prediction import Prediction, predict
@@ -21,6 +22,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "artifact": ("Artifact",),
+        "compression": ("compress",),
         "coreml": ("to_coreml",),
         "inspection": ("Inspection", "inspect"),
         "prediction": ("Prediction", "predict"),
@@ -34,6 +36,7 @@ __all__ = [
     "Inspection",
     "Prediction",
     "Verification",
+    "compress",
     "inspect",
     "predict",
     "self_test",

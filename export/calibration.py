@@ -27,6 +27,7 @@ COUNT = 100  # from some ten images up the count is noise
 SAMPLE = 400_000  # values of an activation that its range is chosen on
 BATCH = 16
 MARGIN = 1.1  # of the classifier's answers, beyond those on the calibration images
+CLUSTERS = 16  # values that a filter of a clustered network has
 DARK = 32  # of 255: below it nearly everything is black
 PROBABILITIES = (0.0, 255 / 256)  # what the formats prescribe behind a softmax or sigmoid
 
@@ -205,7 +206,7 @@ def _rounded_kernel(
     """The kernel of a layer that reads x, each filter on its grid of 255 steps."""
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         return kernel  # one weight a filter: it is its own largest, and stays
-    if not count:
+    if not count or _is_clustered(kernel):
         scale = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1))) / 127
         scale[scale == 0] = 1
         return (np.rint(kernel / scale) * scale).astype(np.float32)
@@ -223,6 +224,12 @@ def _rounded_kernel(
         flat = kernel[..., own].reshape(-1, outputs)
         result[..., own] = round_weights(flat, moments).reshape(*kernel.shape[:-1], outputs)
     return result
+
+
+def _is_clustered(kernel: np.ndarray) -> bool:
+    """Whether each filter has a few values only, which rounding for the answers' sake would make many."""
+    filters = kernel.reshape(-1, kernel.shape[-1]).T
+    return filters.shape[1] > CLUSTERS and all(len(np.unique(weights)) <= CLUSTERS for weights in filters)
 
 
 def _patches(layer: keras.layers.Conv2D, x: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

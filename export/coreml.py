@@ -33,7 +33,7 @@ from keras_resnet.export.concrete import (
     labels_of,
     open_model,
 )
-from keras_resnet.export.graph import quantised, simplify
+from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.metadata import check_labels, describe
 from keras_resnet.export.mil import activation_ranges, open_package
 from keras_resnet.export.verification import Verification, check_share, verify_package
@@ -139,7 +139,9 @@ def to_coreml(
     whole = exact_normalisation(preprocessing)
     normalisation = Normalisation(whole.shift, (1 / preprocessing.scale,) * len(whole.shift))
     graph = fold(model, normalisation)
-    if form.rounded and pixels is not None:
+    if learned_ranges(model):  # Core ML has no such operation; weights that were trained for 8 bits stay
+        graph = simplify(graph)
+    elif form.rounded and pixels is not None:
         graph = _rounded(graph, pixels, normalisation, 8 if form.activations else 16, effort)
     for layer in graph.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:

@@ -6,19 +6,19 @@ Every number format is made from this graph, so that its layers are one to one t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_resnet.depth import recursion_room
+from keras_resnet.layers import Bound
 
 WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 # These hand their input on: the format's range is that of what they read.
 MOVING = (keras.layers.ZeroPadding2D, keras.layers.MaxPooling2D, keras.layers.InputLayer)
-_GONE = (keras.layers.Identity, keras.layers.Dropout)
+_GONE = (keras.layers.Identity, keras.layers.Dropout, Bound)
 SCORES = {"softmax": "softmax", "sigmoid": "sigmoid", "logits": "linear"}
 
 
@@ -53,36 +53,44 @@ def is_relu(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu
 
 
-class Bound(keras.layers.Layer):
-    """Rounds to 255 steps of a range with zero inside, as the file will; the converter reads the range off it."""
+def rebuild(model: Any, image: Any, call: Callable[[Any, Any], Any]) -> Any:
+    """What a Functional model answers to `image` where each layer is applied by call(layer, what it reads)."""
+    tensors: dict[str, Any] = {}
+    for layer in model.layers:
+        read = [tensors[name] for name in sources(layer)]
+        first = isinstance(layer, keras.layers.InputLayer)
+        tensors[layer.name] = image if first else call(layer, read[0] if len(read) == 1 else read)
+    return tensors[model.outputs[0]._keras_history.operation.name]
 
-    def __init__(self, low: float, high: float, **keywords: Any) -> None:
-        super().__init__(**keywords)
-        self.low, self.high = low, high
 
-    def call(self, x: Any) -> Any:
-        return tf.quantization.fake_quant_with_min_max_args(x, self.low, self.high)
+def learned_ranges(model: keras.Model) -> dict[str, tuple[float, float]]:
+    """The ranges that a network holds since it was trained for whole numbers, by layer; empty for any other."""
+    return {sources(layer)[0]: (layer.low, layer.high) for layer in model.layers if isinstance(layer, Bound)}
 
 
 def quantised(
     graph: keras.Model,
     ranges: Mapping[str, tuple[float, float]],
     weights: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    carrier: str | None = None,
 ) -> keras.Model:
     """A copy of a simplified graph that rounds the output of each named layer to its (low, high).
 
-    weights: by layer, kernel and bias that take the place of its own.
+    weights: by layer, kernel and bias that take the place of its own. carrier: the name of the layer that says what its
+    images need; with it the copy is a network that stands by itself, of any batch size.
     """
+    shape = graph.inputs[0].shape
+    image = keras.Input(batch_shape=shape if carrier is None else (None, *shape[1:]), dtype="float32", name="image")
 
-    def call(layer: keras.layers.Layer, x: Any, **_: Any) -> Any:
-        y = layer(x)
-        return Bound(*ranges[layer.name], name=f"{layer.name}_bound")(y) if layer.name in ranges else y
+    def call(layer: keras.layers.Layer, x: Any) -> Any:
+        copy = layer.__class__.from_config(layer.get_config())
+        y = copy(x)
+        copy.set_weights(weights.get(layer.name) or layer.get_weights())
+        return Bound(*ranges[layer.name], name=f"{layer.name}_bound", dtype="float32")(y) if layer.name in ranges else y
 
     with recursion_room(2 * len(graph.layers)):
-        copy = keras.models.clone_model(graph, call_function=call)
-    for layer in graph.layers:
-        copy.get_layer(layer.name).set_weights(weights.get(layer.name) or layer.get_weights())
-    return copy
+        x = image if carrier is None else keras.layers.Identity(name=carrier, dtype="float32")(image)
+        return keras.Model(image, rebuild(graph, x, call), name=graph.name)
 
 
 def simplify(model: keras.Model, scores: str | None = None) -> keras.Model:
@@ -90,8 +98,8 @@ def simplify(model: keras.Model, scores: str | None = None) -> keras.Model:
 
     BatchNormalization goes into the convolution in front of it; where there is none it becomes a 1x1 depthwise
     convolution, as does taking every second position, for which no accelerated operation exists. Activations stand
-    apart from what they follow. scores: "softmax", "sigmoid", "logits", or None for what the network has. Answers as
-    the network does, up to float32's rounding.
+    apart from what they follow; learned ranges are dropped. scores: "softmax", "sigmoid", "logits", or None for what
+    the network has. Answers as the network does, up to float32's rounding.
     """
     read = consumers(model)
     layers = {layer.name: layer for layer in model.layers}

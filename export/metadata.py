@@ -36,7 +36,7 @@ def check_labels(labels: Sequence[str] | None, classes: int) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _hash_of(model: keras.Model) -> str:
+def hash_of(model: keras.Model) -> str:
     """SHA-256 over names, shapes and bytes of a model's weights: equal for equal weights, however they were saved."""
     digest = hashlib.sha256()
     for layer in model.layers:
@@ -63,7 +63,7 @@ def describe(
         **written,
         "format": format,
         "contract": {"input": {"image": input_type}, "output": {"scores": f"[1, {len(labels)}]"}},
-        "model": {"name": model.name, "parameters": model.count_params(), "weights_sha256": _hash_of(model)},
+        "model": {"name": model.name, "parameters": model.count_params(), "weights_sha256": hash_of(model)},
         "preprocessing_inside": asdict(preprocessing_of(model)),
         "labels": list(labels),
         "calibration": None

@@ -42,7 +42,7 @@ def round_weights(weights: np.ndarray, moments: np.ndarray, damping: float = 0.0
     moments: [inputs, inputs], the covariance of the inputs that the rounded weights will see. Each weight is rounded in
     turn and its error made up for by those that are still free (GPTQ, arXiv:2210.17323); `damping` of the mean variance
     is added to each. The scale of an output is its largest weight divided by 127, and that weight stays, so that
-    whoever quantises the result finds the same scale.
+    whoever quantises the result finds the same scale. Weights that are 0 stay 0: they may have been pruned.
     """
     scale = np.abs(weights).max(axis=0) / 127
     scale[scale == 0] = 1.0
@@ -57,6 +57,7 @@ def round_weights(weights: np.ndarray, moments: np.ndarray, damping: float = 0.0
     lower = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
     factor = _inverse_of_triangle(lower)
     work, position = weights[order].astype(np.float32), np.argsort(order)[pinned]
+    zero = work == 0
     scale32 = scale.astype(np.float32)
     rounded = np.empty_like(work)
     for start in range(0, len(work), BLOCK):
@@ -65,6 +66,7 @@ def round_weights(weights: np.ndarray, moments: np.ndarray, damping: float = 0.0
         for row in range(start, stop):
             q = np.clip(np.rint(work[row] / scale32), -127, 127) * scale32
             q = np.where(position == row, largest, q)
+            q = np.where(zero[row], 0, q)
             error = (work[row] - q) / factor[row, row]
             work[row + 1 : stop] -= np.outer(factor[row, row + 1 : stop], error)
             rounded[row], errors[row - start] = q, error

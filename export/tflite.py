@@ -27,7 +27,7 @@ from keras_resnet.export.concrete import (
     labels_of,
     open_model,
 )
-from keras_resnet.export.graph import quantised, simplify
+from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.metadata import check_labels, describe, inside
 from keras_resnet.export.sensitivity import check_parts, in_float, sensitivity
 from keras_resnet.export.tflite_metadata import embed
@@ -98,7 +98,8 @@ def to_tflite(
     source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; path: the .tflite file, with .labels.txt, .json
     and .html beside it. quantize: "float32", "float16", "dynamic", "int8" (full integer, uint8 [1, H, W, 3] in with
     scale 1 and zero point 0) or "int16x8" (activations of 16 bits, float32 in and out, slow); every form takes RGB
-    pixels 0..255. calibration: images for int8 and int16x8, never those that it is judged on. effort: how long weights
+    pixels 0..255. calibration: images for int8 and int16x8, never those that it is judged on; int8 of a network that
+    `compress` trained for it needs none, and takes the ranges and weights that it learned. effort: how long weights
     are rounded, "low", "normal" or "high". labels: a name a class; default those of the run, `data` or `calibration`,
     else numbers. data: labelled images to verify on; without, the calibration images serve, and the manifest says that
     accuracy is not verified. author, licence: go into the file's metadata, with the labels, the manifest and a few
@@ -117,8 +118,6 @@ def to_tflite(
         raise unknown("effort", effort, EFFORTS, where="effort=")
     check_share(min_agreement)
     form, target = FORMS[quantize], check_target(path, ".tflite")
-    if form.activation_bits and calibration is None:
-        raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     if keep_float == "auto":
         keep_float, max_drop = (), AUTOMATIC_DROP if max_drop is None else max_drop
     if (keep_float or max_drop is not None) and form.activation_bits != 8:
@@ -131,6 +130,8 @@ def to_tflite(
     if isinstance(keep_float, str):
         raise UsageError(f"keep_float={keep_float!r} must be a list of parts of the network, or 'auto'")
     model = open_model(source)
+    if form.activation_bits and calibration is None and not (form.activation_bits == 8 and learned_ranges(model)):
+        raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     preprocessing = check_exportable(model)
     check_parts(model, keep_float)
     sample = pixels = None
@@ -200,11 +201,10 @@ class Prepared:
     pixels: np.ndarray | None = None  # uint8 [n, height, width, 3]
     measured: Calibration | None = None
 
-    @property
-    def inputs(self) -> np.ndarray:
-        """The pixels as the graph takes them, float32."""
+    def inputs(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels as the graph takes them, float32."""
         shift, scale = (np.asarray(v, np.float32) for v in (self.normalisation.shift, self.normalisation.scale))
-        return (np.asarray(self.pixels) - shift) * scale
+        return (pixels - shift) * scale
 
 
 def prepare(
@@ -218,19 +218,23 @@ def prepare(
     in_bytes = form.activation_bits == 8
     normalisation = integer_normalisation(preprocessing) if in_bytes else exact_normalisation(preprocessing)
     prepared = Prepared(simplify(fold(model, normalisation)), normalisation, pixels)
+    if in_bytes and (ranges := learned_ranges(model)):
+        return replace(prepared, measured=Calibration(ranges, {}))
     if pixels is None or not form.activation_bits:
         return prepared
-    measured = calibrate(prepared.graph, prepared.inputs, bits=form.activation_bits, effort=effort)
+    measured = calibrate(prepared.graph, prepared.inputs(pixels), bits=form.activation_bits, effort=effort)
     return replace(prepared, measured=measured)
 
 
 def build(prepared: Prepared, form: Form, keep_float: Collection[str] = ()) -> bytes:
     """The content of a file in a number format; keep_float: parts of it that stay in floating point."""
     graph, measured, images = prepared.graph, prepared.measured, None
-    if measured is not None and prepared.pixels is not None:
+    if measured is not None:
         measured = in_float(graph, measured, keep_float)
         graph = quantised(graph, measured.ranges, measured.weights)
-        if form.activation_bits > 8:  # the converter measures them, and the pixels' must be 0..255
+        if (
+            form.activation_bits > 8 and prepared.pixels is not None
+        ):  # the converter measures them, and the pixels' must be 0..255
             images = prepared.pixels.astype(np.float32)
             images[0, 0, 0], images[0, -1, -1] = 0, 255
     function = concrete_function(graph, prepared.normalisation, whole_numbers=form.activation_bits == 8)
@@ -245,7 +249,8 @@ def _keep_within(
     Raises ExportError where even all of them do not do.
     """
     assert prepared.measured is not None
-    noise = sensitivity(prepared.graph, prepared.measured, prepared.inputs)
+    given = pixels if prepared.pixels is None else prepared.pixels
+    noise = sensitivity(prepared.graph, prepared.measured, prepared.inputs(given))
     ranked = list(noise)
     truth = float(np.mean(scores_of(model)(pixels).argmax(axis=-1) == judged.labels))
     tried: dict[int, dict[str, Any]] = {}

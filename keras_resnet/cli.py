@@ -29,6 +29,7 @@ MOST_PIXELS = 10_000
 DATA = "'digits', a folder or .tar of class folders, or a .npz"
 MODEL = "a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
 AGREEMENT = "least share of images on which file and network give the same class (default: 0.9)"
+METHODS = ("qat", "prune", "prune-2:4", "cluster", "pqat", "qat-tfmot", "pqat-tfmot", "cqat", "pcqat")
 FORMATS = {
     "tflite": ("float32", "float16", "dynamic", "int8", "int16x8"),
     "coreml": ("float16", "float32", "int8", "w8a8", "int4", "palette8", "palette6", "palette4", "prune"),
@@ -178,6 +179,25 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--labels", metavar="FILE", help="a text file with a class a line (default: what is known)")
     one.add_argument("--grid", metavar="FILE", help="a .png to write: the images with their answers")
     one.add_argument("--json", action="store_true")
+
+    one = verb(
+        "compress",
+        _compress,
+        "fine-tune a trained network so that it stays good in int8, pruned or clustered",
+        "keras-resnet compress runs/a --data photos/ --out runs/a-qat",
+    )
+    one.add_argument("model", help=MODEL)
+    one.add_argument(
+        "--method",
+        default="qat",
+        help="qat (default): for int8; prune: half of the weights 0; prune-2:4: two of each four; cluster: 16 values a "
+        "kernel; pqat: pruned, for int8; qat-tfmot, pqat-tfmot, cqat, pcqat: for int8 by TensorFlow's toolkit",
+    )
+    one.add_argument("--data", required=True, help=f"the images that it was trained on: {DATA}")
+    one.add_argument("--validation", help="images that choose the epoch (default: a tenth of --data)")
+    one.add_argument("--epochs", type=int, default=10, help="of each step of the method (default: 10)")
+    one.add_argument("--learning-rate", type=float, help="at the start of each step (default: the step's)")
+    one.add_argument("--out", required=True, metavar="FOLDER", help="what to write; `export` and the others take it")
 
     one = verb(
         "export",
@@ -481,6 +501,29 @@ def _export(options: argparse.Namespace) -> None:
                 model, options.out, quantize=quantize, keep_float=parts, max_drop=options.max_drop, **common
             )
     print(artifact.path)
+
+
+def _compress(options: argparse.Namespace) -> None:
+    if options.method not in METHODS:
+        raise unknown("method", options.method, METHODS, where="--method")
+    load_keras(debug=options.debug)
+    from keras_resnet.export import compress
+    from keras_resnet.training.runs import COMPRESSION
+
+    run = compress(
+        options.model,
+        options.data,
+        options.out,
+        method=options.method,
+        validation=options.validation,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+    )
+    found = run.read_evaluation()
+    print(
+        f"{found['top1']:.2%} of {found['count']:,} validation images ({found['data']}), before "
+        f"{run.read()[COMPRESSION]['before']:.2%}, {run.folder}"
+    )
 
 
 def _verify(options: argparse.Namespace) -> None:

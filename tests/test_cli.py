@@ -19,7 +19,7 @@ from keras_resnet.specs import VARIANTS
 from keras_resnet.training.recipes import RECIPES
 from tests.pictures import colour_folder
 
-VERBS = ("quickstart", "list", "inspect", "train", "evaluate", "predict", "export", "verify")
+VERBS = ("quickstart", "list", "inspect", "train", "evaluate", "predict", "compress", "export", "verify")
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -66,6 +66,11 @@ def test_help_loads_neither_keras_nor_numpy() -> None:
         (["train", "--data", "digits", "--run", "x", "--learning-rate", "0"], "learning_rate=0.0 must be above 0"),
         (["export", "a.keras", "--out", "a.tflite", "--format", "onyx"], "unknown format 'onyx' (--format)"),
         (["export", "a.keras", "--out", "a.tflite", "--quantize", "int9"], "unknown number format 'int9' (--quantize)"),
+        (
+            ["compress", "a.keras", "--data", "digits", "--out", "x", "--method", "quat"],
+            "unknown method 'quat' (--method)",
+        ),
+        (["compress", "a.keras", "--data", "digits", "--out", "x", "--epochs", "0"], "epochs=0 must be a whole number"),
         (["verify", "a.tflite", "--model", "a.keras"], "--model and --data go together"),
         (["predict", "a.keras"], "the following arguments are required: IMAGE"),
         (["predict", "a.keras", "a.png", "--top", "0"], "--top 0 must be 1 or more"),
@@ -100,6 +105,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
             ["export", "nowhere.keras", "--out", "RUN/a.tflite", "--quantize", "float32"],
             "'nowhere.keras' does not exist",
         ),
+        (["compress", "nowhere.keras", "--data", "digits", "--out", "RUN"], "'nowhere.keras' does not exist"),
         (["verify", "nowhere.tflite", "--model", "x.keras", "--data", "digits"], "is no .tflite file"),
         (["verify", "nowhere.tflite"], "'nowhere.tflite' is no .tflite file"),
         (["predict", "nowhere.keras", __file__], "test_cli.py' is not an image that can be read"),

@@ -84,6 +84,30 @@ def test_rounded_weights_answer_nearer_than_the_nearest_ones_and_keep_their_scal
     assert rms(x @ rounded - x @ weights) < 0.5 * rms(x @ nearest - x @ weights)
 
 
+def test_zeros_of_a_pruned_kernel_stay_zeros() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 10)) @ rng.normal(size=(10, 64))
+    weights = rng.normal(size=(64, 8)).astype(np.float32) * (rng.random((64, 8)) < 0.5)
+    rounded = round_weights(weights, (x.T @ x / len(x)).astype(np.float32))
+    assert not rounded[weights == 0].any()
+    scale = np.abs(weights).max(axis=0) / 127
+    nearest = np.rint(weights / scale) * scale
+    assert rms(x @ rounded - x @ weights) < rms(x @ nearest - x @ weights)
+
+
+def test_a_clustered_kernel_has_no_more_values_when_it_is_rounded() -> None:
+    graph = graph_of("basic")
+    layer = graph.get_layer("stage1_block1_conv1")
+    kernel, bias = layer.get_weights()
+    values = np.linspace(-0.31, 0.29, 16, dtype=np.float32)
+    layer.set_weights([values[np.random.default_rng(0).integers(16, size=kernel.shape)], bias])
+    found = calibrate(graph, photographs(4).astype(np.float32) - SHIFT)
+    counts = [len(np.unique(found.weights[layer.name][0][..., i])) for i in range(kernel.shape[-1])]
+    assert max(counts) <= 16
+    other = found.weights["stage1_block1_conv2"][0][..., 0]
+    assert len(np.unique(other)) > 16
+
+
 @pytest.mark.parametrize("effort", ["low", "normal"])
 def test_a_bias_makes_up_for_the_mean_error_of_its_layer(effort: str) -> None:
     graph = graph_of("basic", classifier_activation=None)

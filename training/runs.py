@@ -22,6 +22,7 @@ from keras_resnet.errors import InputError, UsageError
 from keras_resnet.files import write_csv, write_json
 from keras_resnet.training.recipes import Recipe
 
+COMPRESSION = "compression"  # in run.json, where `compress` made the folder of another run's network
 PACKAGES = ("keras-resnet-edge", "keras", "tensorflow", "numpy", "pillow")
 
 
@@ -127,6 +128,8 @@ def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any
     run = check_run_folder(folder)
     if run.description.is_file():
         before = run.read()
+        if COMPRESSION in before:
+            raise InputError(f"output {str(folder)!r} holds a network that was compressed: give another folder")
         for part, now in (("recipe", _as_json(recipe)), ("data", data)):
             then = before.get(part, {})
             changed = [key for key, value in now.items() if _content(then.get(key)) != _content(value)]

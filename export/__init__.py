@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from keras_resnet.export.coreml import to_coreml
     from keras_resnet.export.inspection import Inspection, inspect
     from keras_resnet.export.prediction import Prediction, predict
+    from keras_resnet.export.speed import Benchmark, benchmark
     from keras_resnet.export.tflite import to_tflite
     from keras_resnet.export.verification import Verification, self_test, verify
 
@@ -26,6 +27,7 @@ __getattr__, __dir__ = lazy(
         "coreml": ("to_coreml",),
         "inspection": ("Inspection", "inspect"),
         "prediction": ("Prediction", "predict"),
+        "speed": ("Benchmark", "benchmark"),
         "tflite": ("to_tflite",),
         "verification": ("Verification", "self_test", "verify"),
     },
@@ -33,9 +35,11 @@ __getattr__, __dir__ = lazy(
 
 __all__ = [
     "Artifact",
+    "Benchmark",
     "Inspection",
     "Prediction",
     "Verification",
+    "benchmark",
     "compress",
     "inspect",
     "predict",

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ class Coverage:
 
     partitions: int  # connected parts that it runs
     outside: tuple[int, ...]  # places of the operations that it leaves to others
+    open_ms: float  # of opening the file, all its memory allocated
+    memory_mb: float  # that opening it and one answer added to the process at most
 
 
 def probe(content: bytes, name: str, limit_s: float = LIMIT_S) -> Coverage:
@@ -55,7 +58,7 @@ def probe(content: bytes, name: str, limit_s: float = LIMIT_S) -> Coverage:
         ) from error
     if "error" in found:
         raise InputError(f"{name!r} cannot be run as a .tflite file: {found['error']}")
-    return Coverage(found["partitions"], tuple(found["outside"]))
+    return Coverage(found["partitions"], tuple(found["outside"]), found["open_ms"], found["memory_mb"])
 
 
 def coverage(content: bytes) -> dict[str, Any]:
@@ -64,18 +67,21 @@ def coverage(content: bytes) -> dict[str, Any]:
     from ai_edge_litert.interpreter import Interpreter
 
     warnings.simplefilter("ignore")  # that keeping all tensors takes memory
-    details = []
+    details, before = [], peak_mb()
     for keep in (False, True):
+        start = time.perf_counter()
         interpreter = Interpreter(model_content=content, num_threads=1, experimental_preserve_all_tensors=keep)
         interpreter.allocate_tensors()
         details.append(interpreter._get_ops_details())
         if not keep:
+            open_ms = 1000 * (time.perf_counter() - start)
             for given in interpreter.get_input_details():
                 if given["dtype"] is not np.bytes_:
                     interpreter.set_tensor(given["index"], np.zeros(given["shape"], given["dtype"]))
             interpreter.invoke()
             for given in interpreter.get_output_details():
                 interpreter.get_tensor(given["index"])
+            memory_mb = peak_mb() - before
     joined, single = details
     # Where every tensor is kept, each operation that XNNPACK takes becomes a part of its own: its outputs say which.
     taken = {int(index) for node in single if node["op_name"] == "DELEGATE" for index in node["outputs"]}
@@ -86,7 +92,23 @@ def coverage(content: bytes) -> dict[str, Any]:
             for place, node in enumerate(node for node in single if node["op_name"] != "DELEGATE")
             if not taken.intersection(map(int, node["outputs"]))
         ],
+        "open_ms": open_ms,
+        "memory_mb": memory_mb,
     }
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held so far, in megabytes; 0 where the system does not say."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:  # getrusage begins with the parent's on Linux
+            return next(float(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import numpy as np
 from keras_resnet.errors import ExportError, UsageError, unknown
 from keras_resnet.export import converter, golden, report
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
-from keras_resnet.export.benchmark import measure
 from keras_resnet.export.calibration import EFFORTS, Calibration, calibrate, calibration_pixels, check_apart
 from keras_resnet.export.concrete import (
     Normalisation,
@@ -28,6 +27,7 @@ from keras_resnet.export.concrete import (
     open_model,
 )
 from keras_resnet.export.graph import learned_ranges, quantised, simplify
+from keras_resnet.export.latency import measure
 from keras_resnet.export.metadata import check_labels, describe, inside
 from keras_resnet.export.sensitivity import check_parts, in_float, sensitivity
 from keras_resnet.export.tflite_metadata import embed
@@ -232,9 +232,8 @@ def build(prepared: Prepared, form: Form, keep_float: Collection[str] = ()) -> b
     if measured is not None:
         measured = in_float(graph, measured, keep_float)
         graph = quantised(graph, measured.ranges, measured.weights)
-        if (
-            form.activation_bits > 8 and prepared.pixels is not None
-        ):  # the converter measures them, and the pixels' must be 0..255
+        if form.activation_bits > 8 and prepared.pixels is not None:
+            # The converter measures the ranges of these, and that of the pixels must be 0..255.
             images = prepared.pixels.astype(np.float32)
             images[0, 0, 0], images[0, -1, -1] = 0, 255
     function = concrete_function(graph, prepared.normalisation, whole_numbers=form.activation_bits == 8)

@@ -13,8 +13,8 @@ import numpy as np
 
 from keras_resnet.errors import ExportError, InputError, UsageError, missing_extra
 from keras_resnet.export import golden
-from keras_resnet.export.benchmark import Latency, measure
 from keras_resnet.export.concrete import labels_of, open_model
+from keras_resnet.export.latency import Latency, measure
 from keras_resnet.export.mil import Package, open_package
 from keras_resnet.export.mil import layer_noise as package_noise
 from keras_resnet.export.noise import IMAGES, decibels, layer_noise, worst

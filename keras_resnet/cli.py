@@ -225,6 +225,18 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--out", required=True, help="the file to write: .tflite or .mlpackage")
 
     one = verb(
+        "benchmark",
+        _benchmark,
+        "time a .tflite file here, or two in turn: which is faster, what they need",
+        "keras-resnet benchmark resnet50-int8.tflite resnet50-float16.tflite --threads 2",
+    )
+    one.add_argument("first", metavar="FILE", help="a .tflite file")
+    one.add_argument("second", metavar="OTHER", nargs="?", help="another, which answers in turn with the first")
+    one.add_argument("--threads", type=int, default=1, metavar="N", help="of the interpreter (default: 1)")
+    one.add_argument("--runs", type=int, default=100, metavar="N", help="answers that are timed (default: 100)")
+    one.add_argument("--json", action="store_true")
+
+    one = verb(
         "verify",
         _verify,
         "compare a .tflite file, or a .mlpackage by replay, with its network; or let a .tflite file test itself",
@@ -524,6 +536,26 @@ def _compress(options: argparse.Namespace) -> None:
         f"{found['top1']:.2%} of {found['count']:,} validation images ({found['data']}), before "
         f"{run.read()[COMPRESSION]['before']:.2%}, {run.folder}"
     )
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    load_keras(debug=options.debug)
+    from keras_resnet.export import benchmark
+
+    found = benchmark(options.first, options.second, threads=options.threads, runs=options.runs)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found)))
+        return
+    for one in found.files:
+        print(
+            f"{one.file}: median {one.latency.median_ms:.3f} ms, 95 % below {one.latency.p95_ms:.3f} ms "
+            f"({found.threads} thread{'s' * (found.threads > 1)}, {one.latency.runs} runs); opens in "
+            f"{one.open_ms:.1f} ms, {one.memory_mb:.1f} MB of memory, {one.size_bytes / 1e6:.2f} MB"
+        )
+        print(f"  {', '.join(f'{kind} {count}' for kind, count in one.operations.items())}")
+    if found.ratio is not None and found.ratio_interval is not None:
+        low, high = found.ratio_interval
+        print(f"the first takes {found.ratio:.3f} times as long as the second (95 %: {low:.3f} to {high:.3f})")
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -16,8 +16,8 @@ from keras_resnet.console import silenced
 from keras_resnet.errors import InputError, MissingExtraError
 from keras_resnet.export import report
 from keras_resnet.export.artifact import Artifact, check_target, size_of
-from keras_resnet.export.benchmark import measure
 from keras_resnet.export.coreml import to_coreml
+from keras_resnet.export.latency import measure
 from keras_resnet.export.tflite import to_tflite
 from keras_resnet.export.verification import TfliteFile
 from keras_resnet.files import write_json, write_text

@@ -18,7 +18,6 @@ from keras_resnet import freeze
 from keras_resnet.errors import ExportError, InputError, MissingExtraError, UsageError
 from keras_resnet.export import Artifact, converter, report, to_coreml, to_tflite, verify
 from keras_resnet.export.artifact import sha256_of, size_of
-from keras_resnet.export.benchmark import Latency
 from keras_resnet.export.calibration import calibration_pixels
 from keras_resnet.export.concrete import (
     Normalisation,
@@ -29,6 +28,7 @@ from keras_resnet.export.concrete import (
     open_model,
 )
 from keras_resnet.export.coreml import convert as convert_to_coreml
+from keras_resnet.export.latency import Latency
 from keras_resnet.export.metadata import check_labels
 from keras_resnet.export.npu import by_rules
 from keras_resnet.export.probe import probe

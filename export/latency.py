@@ -20,14 +20,19 @@ class Latency:
     p95_ms: float
     runs: int
 
+    @classmethod
+    def of(cls, times: np.ndarray) -> Latency:
+        """Of times in milliseconds."""
+        return cls(float(np.median(times)), float(np.percentile(times, 95)), len(times))
+
+
+def time_of(answer: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    answer()
+    return 1000 * (time.perf_counter() - start)
+
 
 def measure(answer: Callable[[], Any], runs: int = 50) -> Latency:
     """Time a call that answers one image, after a few calls that are not counted."""
-    for _ in range(WARM_UP):
-        answer()
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        answer()
-        times.append(1000 * (time.perf_counter() - start))
-    return Latency(float(np.median(times)), float(np.percentile(times, 95)), runs)
+    return Latency.of(np.array([time_of(answer) for _ in range(WARM_UP + runs)])[WARM_UP:])

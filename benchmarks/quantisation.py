@@ -5,6 +5,7 @@
 Images are read by their class folders' numbers and cropped at (1, 1), not resized. "plain recipe" is TensorFlow's own:
 the Keras model, its normalisation folded with black borders, minimum and maximum of the same images. "coreml:int8" and
 the like are Core ML packages, replayed; "coreml:int8:plain" without calibration images, as coremltools does it alone.
+"int8:stem,head" keeps these parts in floating point; seconds are then those behind the first int8 row.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from keras_resnet.export import to_coreml
 from keras_resnet.export.artifact import size_of
 from keras_resnet.export.concrete import Normalisation, concrete_function, fold
 from keras_resnet.export.mil import open_package
-from keras_resnet.export.tflite import FORMS, build, prepare
+from keras_resnet.export.tflite import FORMS, Prepared, build, prepare
 from keras_resnet.export.verification import TfliteFile
 from keras_resnet.preprocessing import Preprocessing, preprocessing_of
 from keras_resnet.training import Images
@@ -110,6 +111,7 @@ def main() -> int:
     print(f"{options.model}: {right.mean():.1%} of {len(labels)} in Keras; {len(calibration)} calibration images\n")
     print("| form | MB | top-1, % | loss, points (paired 95 %) | agreement, % | halves | seconds | peak, GB |")
     print("|---|---|---|---|---|---|---|---|")
+    prepared: dict[str, Prepared] = {}
     for form in options.forms:
         start = time.perf_counter()
         answer: Answers
@@ -117,10 +119,13 @@ def main() -> int:
             size, answer = core_ml(model, form.removeprefix(COREML), calibration, options.effort)
         else:
             is_plain = form == PLAIN
+            name, _, kept = form.partition(":")
+            if not is_plain and name not in prepared:
+                prepared[name] = prepare(model, preprocessing, FORMS[name], calibration, options.effort)
             content = (
                 plain(model, calibration)
                 if is_plain
-                else build(prepare(model, preprocessing, FORMS[form], calibration, options.effort), FORMS[form])
+                else build(prepared[name], FORMS[name], kept.split(",") if kept else ())
             )
             size, answer = len(content), TfliteFile(content, form, threads=os.cpu_count() or 1).scores
         taken = time.perf_counter() - start

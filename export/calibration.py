@@ -18,7 +18,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.errors import InputError
-from keras_resnet.export.graph import WEIGHTED, bounded_layers, consumers, is_relu, sources
+from keras_resnet.export.graph import (
+    WEIGHTED,
+    bounded_layers,
+    consumers,
+    is_relu,
+    rectified_sum,
+    sole_readers,
+    sources,
+)
 from keras_resnet.export.rounding import clipped_range, round_weights
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.data import Images, open_images
@@ -101,7 +109,7 @@ def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: 
     rng = np.random.default_rng(0)
     ranged = set(bounded_layers(graph))
     unread = consumers(graph)
-    readers = {source: layer for layer in graph.layers for source in sources(layer)}
+    readers = sole_readers(graph)
     ranges: dict[str, tuple[float, float]] = {}
     weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     exact: dict[str, np.ndarray] = {}
@@ -123,7 +131,7 @@ def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: 
             weights[name] = _rounded_weights(layer, now[0], EFFORTS[effort].patches, rng)
             answer = _with_weights(layer, *weights[name])
         if name in ranged and bits == 8:
-            ranges[name] = _range(layer, y, readers.get(name))
+            ranges[name] = _range(layer, _that_counts(graph, layer, y, readers, exact), readers.get(name))
             answer = _rounding(answer, *ranges[name])
         z = _map(answer, now)
         exact[name], rounded[name] = y, z
@@ -155,6 +163,32 @@ def _with_weights(layer: keras.layers.Layer, kernel: np.ndarray, bias: np.ndarra
 
 def _rounding(function: Callable[..., Any], low: float, high: float) -> Callable[..., Any]:
     return lambda x: tf.quantization.fake_quant_with_min_max_args(function(x), low, high)
+
+
+def _that_counts(
+    graph: keras.Model,
+    layer: keras.layers.Layer,
+    y: np.ndarray,
+    readers: Mapping[str, keras.layers.Layer],
+    known: Mapping[str, np.ndarray],
+) -> np.ndarray:
+    """What a layer gives, cut off where a ReLU behind its sum with another value makes 0 of it whatever it is.
+
+    Such values need no place in the range: the steps of the others become finer.
+    """
+    total = rectified_sum(layer.name, readers)
+    if total is None:
+        return y
+    others = [graph.get_layer(name) for name in sources(total) if name != layer.name]
+    if len(others) != 1:
+        return y
+    other = known.get(others[0].name)
+    if other is None:  # the shortcut's convolution, which reads what is there already
+        read = [known.get(name) for name in sources(others[0])]
+        if any(value is None for value in read):
+            return y
+        other = _map(others[0], read)
+    return np.maximum(y, -other)
 
 
 def _range(layer: keras.layers.Layer, y: np.ndarray, reader: keras.layers.Layer | None) -> tuple[float, float]:

@@ -32,6 +32,21 @@ def consumers(model: keras.Model) -> Counter[str]:
     return Counter(name for layer in model.layers for name in sources(layer))
 
 
+def sole_readers(graph: keras.Model) -> dict[str, keras.layers.Layer]:
+    """By the name of each layer that one other layer alone reads: that layer."""
+    count = consumers(graph)
+    return {source: layer for layer in graph.layers for source in sources(layer) if count[source] == 1}
+
+
+def rectified_sum(name: str, readers: Mapping[str, keras.layers.Layer]) -> keras.layers.Layer | None:
+    """The sum that alone reads a layer, where a ReLU alone reads the sum: part of what goes in comes to nothing.
+
+    readers: what `sole_readers` gives.
+    """
+    reader = readers.get(name)
+    return reader if isinstance(reader, keras.layers.Add) and is_relu(readers.get(reader.name)) else None
+
+
 def bounded_layers(graph: keras.Model) -> list[str]:
     """Layers of a simplified graph whose output needs a range of its own, in the order of computing.
 
@@ -49,7 +64,7 @@ def bounded_layers(graph: keras.Model) -> list[str]:
     return [layer.name for layer in graph.layers if not isinstance(layer, MOVING) and not is_fused(layer)]
 
 
-def is_relu(layer: keras.layers.Layer) -> bool:
+def is_relu(layer: keras.layers.Layer | None) -> bool:
     return isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.relu
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_resnet.export.concrete import exact_normalisation, fold
-from keras_resnet.export.graph import MOVING, simplify
+from keras_resnet.export.graph import MOVING, rectified_sum, simplify, sole_readers
 from keras_resnet.preprocessing import preprocessing_of
 
 IMAGES = 8  # enough: the noise of a layer is a mean over all its positions
@@ -36,8 +36,9 @@ def layer_noise(content: bytes, model: keras.Model, pixels: np.ndarray) -> dict[
     """How far each layer's values in a .tflite file are from the network's, in the order of the file.
 
     content: of a file that was exported from the model; pixels: uint8 [n, height, width, 3]. Noise over signal, rms, by
-    the name of the layer; with "stem_conv" begins what the normalisation inside leaves at the border. Layers that move
-    numbers alone are not there.
+    the name of the layer; in the first one is what the normalisation inside leaves at the border. Layers that move
+    numbers alone are not there, nor those that go into a sum behind which a ReLU makes nothing of a part of them: what
+    counts is what comes out.
     """
     from ai_edge_litert.interpreter import Interpreter
 
@@ -46,7 +47,8 @@ def layer_noise(content: bytes, model: keras.Model, pixels: np.ndarray) -> dict[
     interpreter = Interpreter(model_content=content, experimental_preserve_all_tensors=True, num_threads=1)
     interpreter.allocate_tensors()
     moving = {layer.name for layer in graph.layers if isinstance(layer, MOVING)}
-    known = [layer.name for layer in graph.layers if layer.name not in moving]
+    readers = sole_readers(graph)
+    known = [x.name for x in graph.layers if x.name not in moving and rectified_sum(x.name, readers) is None]
     tensors = {
         name: tensor
         for name, tensor in _tensors_by_layer(interpreter, known).items()

@@ -63,10 +63,12 @@ def _sources(layer: keras.layers.Layer) -> list[str]:
 def sensitivity(graph: keras.Model, measured: Calibration, inputs: np.ndarray) -> dict[str, float]:
     """The noise that each part alone brings into the classifier's answers, noise over signal, most first.
 
-    inputs: as the graph takes them, float32 [n, height, width, channels].
+    inputs: as the graph takes them, float32 [n, height, width, channels]. Answers that the range of the scores leaves
+    out on purpose, for nothing comes of them behind a softmax, count as its ends.
     """
     logits = next(layer.name for layer in reversed(graph.layers) if isinstance(layer, WEIGHTED))
-    expected = _answers(graph, logits, inputs)
+    ends = measured.ranges.get(logits, (-np.inf, np.inf))
+    expected = np.clip(_answers(graph, logits, inputs), *ends)
     parts = units(graph)
     noise = {}
     for name in parts:
@@ -74,7 +76,7 @@ def sensitivity(graph: keras.Model, measured: Calibration, inputs: np.ndarray) -
         copy = quantised(graph, one.ranges, one.weights)
         bound = f"{logits}_bound"
         last = bound if bound in {layer.name for layer in copy.layers} else logits
-        noise[name] = relative(_answers(copy, last, inputs), expected)
+        noise[name] = relative(np.clip(_answers(copy, last, inputs), *ends), expected)
         del copy
     return dict(sorted(noise.items(), key=lambda item: -item[1]))
 

@@ -227,3 +227,19 @@ def test_the_converter_runs_in_a_process_of_its_own_and_leaves_nothing(
     artifact = to_tflite(model, tmp_path / "a.tflite", quantize="float32", data=images_of(pixels))
     assert os.listdir(tmp_path / "scratch") == []
     assert artifact.read()["verification"]["agreement"] == 1.0
+
+
+def test_what_a_relu_behind_a_sum_makes_nothing_of_takes_no_place_in_a_range() -> None:
+    model, pixels = network("basic"), photographs(8)
+    norm = model.get_layer("stage1_block1_bn2")
+    gamma, beta, *rest = norm.get_weights()
+    beta[0] = -500  # one channel far below anything that the shortcut adds
+    norm.set_weights([gamma, beta, *rest])
+    normalisation = integer_normalisation(preprocessing_of(model))
+    graph = simplify(fold(model, normalisation))
+    inputs = pixels - np.float32(normalisation.shift[0])
+    values = keras.Model(graph.inputs, graph.get_layer("stage1_block1_conv2").output)(inputs[:1])
+    assert np.min(values) < -400
+    ranges = calibrate(graph, inputs, effort="low").ranges
+    assert ranges["stage1_block1_conv2"][0] > -100
+    assert all(name in ranges for name in ("stage2_block1_conv2", "stage2_block1_shortcut_conv"))

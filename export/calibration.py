@@ -184,10 +184,10 @@ def _that_counts(
         return y
     other = known.get(others[0].name)
     if other is None:  # the shortcut's convolution, which reads what is there already
-        read = [known.get(name) for name in sources(others[0])]
-        if any(value is None for value in read):
+        read = sources(others[0])
+        if any(name not in known for name in read):
             return y
-        other = _map(others[0], read)
+        other = _map(others[0], [known[name] for name in read])
     return np.maximum(y, -other)
 
 

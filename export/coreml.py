@@ -23,22 +23,21 @@ import tensorflow as tf
 from keras_resnet.errors import UsageError, missing_extra, unknown
 from keras_resnet.export import report
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
-from keras_resnet.export.calibration import calibrate, calibration_pixels, check_apart
+from keras_resnet.export.calibration import calibrate
 from keras_resnet.export.concrete import (
     Normalisation,
     check_exportable,
     concrete_function,
     exact_normalisation,
     fold,
-    labels_of,
     open_model,
 )
+from keras_resnet.export.evidence import gather
 from keras_resnet.export.graph import learned_ranges, quantised, simplify
-from keras_resnet.export.metadata import check_labels, describe
+from keras_resnet.export.metadata import describe
 from keras_resnet.export.mil import activation_ranges, open_package
 from keras_resnet.export.verification import Verification, check_share, verify_package
-from keras_resnet.training.data import Images, open_images
-from keras_resnet.training.evaluation import for_network
+from keras_resnet.training.data import Images
 from keras_resnet.training.runs import versions
 
 
@@ -124,17 +123,8 @@ def to_coreml(
         raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     model = open_model(source)
     preprocessing = check_exportable(model)
-    classes = model.outputs[0].shape[-1]
-    sample = pixels = judged = None
-    if calibration is not None:
-        sample, pixels = calibration_pixels(calibration, preprocessing, model.inputs[0].shape[1:3])
-    given = None if data is None else open_images(data)
-    if given is not None or sample is not None:
-        judged = for_network(given or sample, classes, labels_of(source))  # type: ignore[arg-type]
-    shown = pixels if given is None else given.pixels(preprocessing)
-    if given is not None and pixels is not None and shown is not None:
-        check_apart(pixels, shown, given.name)
-    names = check_labels(labels or labels_of(source) or (judged.classes if judged else None), classes)
+    evidence = gather(source, model, preprocessing, calibration, data, labels)
+    pixels, judged, shown, names = evidence.pixels, evidence.judged, evidence.shown, evidence.names
     # The image input of Core ML takes one scale for all channels, so each channel's own part goes into the stem.
     whole = exact_normalisation(preprocessing)
     normalisation = Normalisation(whole.shift, (1 / preprocessing.scale,) * len(whole.shift))
@@ -155,9 +145,9 @@ def to_coreml(
             model=model,
             input_type=f"image, {model.inputs[0].shape[1]} x {model.inputs[0].shape[2]}, RGB, 0..255",
             labels=names,
-            calibration=sample,
+            calibration=evidence.sample,
             verification=found[0] if found else None,
-            accuracy_verified=given is not None,
+            accuracy_verified=evidence.is_labelled,
         )
         value["contract"]["output"] = {
             "classLabel": "string",

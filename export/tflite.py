@@ -15,7 +15,7 @@ import numpy as np
 from keras_resnet.errors import ExportError, UsageError, unknown
 from keras_resnet.export import converter, golden, report
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
-from keras_resnet.export.calibration import EFFORTS, Calibration, calibrate, calibration_pixels, check_apart
+from keras_resnet.export.calibration import EFFORTS, Calibration, calibrate
 from keras_resnet.export.concrete import (
     Normalisation,
     check_exportable,
@@ -23,12 +23,12 @@ from keras_resnet.export.concrete import (
     exact_normalisation,
     fold,
     integer_normalisation,
-    labels_of,
     open_model,
 )
+from keras_resnet.export.evidence import gather
 from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.latency import measure
-from keras_resnet.export.metadata import check_labels, describe, inside
+from keras_resnet.export.metadata import describe, inside
 from keras_resnet.export.sensitivity import check_parts, in_float, sensitivity
 from keras_resnet.export.tflite_metadata import embed
 from keras_resnet.export.verification import (
@@ -39,8 +39,8 @@ from keras_resnet.export.verification import (
     verify_tflite,
 )
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.data import Images, open_images
-from keras_resnet.training.evaluation import for_network, scores_of
+from keras_resnet.training.data import Images
+from keras_resnet.training.evaluation import scores_of
 from keras_resnet.training.runs import versions
 
 AUTOMATIC_DROP = 0.3  # points of accuracy
@@ -118,36 +118,16 @@ def to_tflite(
         raise unknown("effort", effort, EFFORTS, where="effort=")
     check_share(min_agreement)
     form, target = FORMS[quantize], check_target(path, ".tflite")
-    if keep_float == "auto":
-        keep_float, max_drop = (), AUTOMATIC_DROP if max_drop is None else max_drop
-    if (keep_float or max_drop is not None) and form.activation_bits != 8:
-        raise UsageError(f"keep_float= and max_drop= are for quantize='int8', not {quantize!r}")
-    if max_drop is not None and (data is None or keep_float or not 0 <= max_drop <= 100):
-        raise UsageError(
-            f"max_drop={max_drop} must be points of accuracy from 0 to 100, measured on data=: labelled images; and it "
-            "finds out itself what keep_float= would say"
-        )
-    if isinstance(keep_float, str):
-        raise UsageError(f"keep_float={keep_float!r} must be a list of parts of the network, or 'auto'")
+    keep_float, max_drop = _check_kept(keep_float, max_drop, form, quantize, data is not None)
     model = open_model(source)
     if form.activation_bits and calibration is None and not (form.activation_bits == 8 and learned_ranges(model)):
         raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     preprocessing = check_exportable(model)
     check_parts(model, keep_float)
-    sample = pixels = None
-    if calibration is not None:
-        sample, pixels = calibration_pixels(calibration, preprocessing, model.inputs[0].shape[1:3])
-    images = None if data is None else open_images(data)
-    judged = images or sample
-    shown = pixels if images is None else images.pixels(preprocessing)
-    if images is not None and pixels is not None and shown is not None:
-        check_apart(pixels, shown, images.name)
-    if judged is not None:
-        judged = for_network(judged, model.outputs[0].shape[-1], labels_of(source))
-    known = labels_of(source) or (judged.classes if judged else None)
-    names = check_labels(known if labels is None else labels, model.outputs[0].shape[-1])
+    found = gather(source, model, preprocessing, calibration, data, labels)
+    judged, shown = found.judged, found.shown
 
-    prepared = prepare(model, preprocessing, form, pixels, effort)
+    prepared = prepare(model, preprocessing, form, found.pixels, effort)
     kept = None
     if max_drop is not None and judged is not None and shown is not None:
         keep_float, kept = _keep_within(max_drop, prepared, form, model, shown, judged)
@@ -164,10 +144,10 @@ def to_tflite(
             format=f"tflite-{quantize}",
             model=model,
             input_type=f"{form.border} [1, {', '.join(map(str, model.inputs[0].shape[1:]))}], RGB, 0..255",
-            labels=names,
-            calibration=sample,
+            labels=found.names,
+            calibration=found.sample,
             verification=verification,
-            accuracy_verified=images is not None,
+            accuracy_verified=found.is_labelled,
         )
         return {**value, "in_float": kept or {"parts": list(keep_float)}} if keep_float or kept else value
 
@@ -182,14 +162,32 @@ def to_tflite(
         licence=licence,
         size=size,
         files={
-            "labels.txt": "".join(f"{name}\n" for name in names).encode(),
+            "labels.txt": "".join(f"{name}\n" for name in found.names).encode(),
             MANIFEST: json.dumps(inside(manifest({}))).encode(),
             golden.NAME: golden.record(examples, file.scores),
         },
     )
     if not answer_own_pictures(TfliteFile(content, str(path)), str(path)).passed:
         raise ExportError("the file does not repeat its own answers once its metadata is inside: please report this")
-    return write_artifact(target, lambda scratch: _write(scratch, content), names, manifest, report.artifact_page)
+    return write_artifact(target, lambda scratch: _write(scratch, content), found.names, manifest, report.artifact_page)
+
+
+def _check_kept(
+    keep_float: str | Sequence[str], max_drop: float | None, form: Form, quantize: str, is_labelled: bool
+) -> tuple[Sequence[str], float | None]:
+    """What stays in floating point by name, and the drop that it is to be found for; one of them at most."""
+    if keep_float == "auto":
+        keep_float, max_drop = (), AUTOMATIC_DROP if max_drop is None else max_drop
+    if (keep_float or max_drop is not None) and form.activation_bits != 8:
+        raise UsageError(f"keep_float= and max_drop= are for quantize='int8', not {quantize!r}")
+    if max_drop is not None and (not is_labelled or keep_float or not 0 <= max_drop <= 100):
+        raise UsageError(
+            f"max_drop={max_drop} must be points of accuracy from 0 to 100, measured on data=: labelled images; and it "
+            "finds out itself what keep_float= would say"
+        )
+    if isinstance(keep_float, str):
+        raise UsageError(f"keep_float={keep_float!r} must be a list of parts of the network, or 'auto'")
+    return keep_float, max_drop
 
 
 @dataclass(frozen=True)

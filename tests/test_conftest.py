@@ -16,8 +16,11 @@ def test_a_connection_to_another_machine_is_refused():
 
 
 def test_a_connection_to_this_machine_is_made():
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=10):
-        pass
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname(), timeout=10) as client,
+    ):
+        assert client.getpeername() == server.getsockname()
 
 
 @pytest.mark.parametrize("module", ["keras_resnet.models", "keras_resnet.training.data", "tests.test_models"])
@@ -27,4 +30,6 @@ def test_a_warning_of_our_own_code_is_an_error(module):
 
 
 def test_a_deprecation_in_somebody_elses_code_is_not_an_error():
-    warnings.warn_explicit("planted", DeprecationWarning, "planted.py", 1, module="tensorflow.python")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.warn_explicit("planted", DeprecationWarning, "planted.py", 1, module="tensorflow.python")
+    assert shown == []

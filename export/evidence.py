@@ -1,0 +1,56 @@
+"""The images of an export: those that it measures, those that it is judged on, and the names of the classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_resnet.export.calibration import calibration_pixels, check_apart
+from keras_resnet.export.concrete import labels_of
+from keras_resnet.export.metadata import check_labels
+from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.training.data import Images, open_images
+from keras_resnet.training.evaluation import for_network
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Images, and their pixels as the network's preprocessing leaves them, uint8 [n, height, width, 3]."""
+
+    sample: Images | None  # calibration images
+    pixels: np.ndarray | None  # theirs
+    judged: Images | None  # what the file is judged on: `data`, or where there is none the sample
+    shown: np.ndarray | None  # theirs
+    is_labelled: bool  # whether they came as `data`: accuracy on the calibration images is none
+    names: tuple[str, ...]  # a class
+
+
+def gather(
+    source: keras.Model | str | os.PathLike[str],
+    model: keras.Model,
+    preprocessing: Preprocessing,
+    calibration: str | os.PathLike[str] | Images | None,
+    data: str | os.PathLike[str] | Images | None,
+    labels: Sequence[str] | None,
+) -> Evidence:
+    """Open what an exporter is given, for a model that `open_model` made of a source.
+
+    Raises UsageError, InputError where images do not fit the network, cannot calibrate it, or serve for both.
+    """
+    classes, known = model.outputs[0].shape[-1], labels_of(source)
+    sample = pixels = None
+    if calibration is not None:
+        sample, pixels = calibration_pixels(calibration, preprocessing, model.inputs[0].shape[1:3])
+    given = None if data is None else open_images(data)
+    judged, shown = (sample, pixels) if given is None else (given, given.pixels(preprocessing))
+    if given is not None and pixels is not None and shown is not None:
+        check_apart(pixels, shown, given.name)
+    if judged is not None:
+        judged = for_network(judged, classes, known)
+    named = known or (judged.classes if judged else None)
+    names = check_labels(named if labels is None else labels, classes)
+    return Evidence(sample, pixels, judged, shown, given is not None, names)

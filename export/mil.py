@@ -26,6 +26,7 @@ from keras_resnet.preprocessing import preprocess_input
 
 BATCH_SIZE = 16
 SAMPLE = 400_000  # values of an activation that its range is chosen on
+HANDING_ON = ("cast", "identity", "quantize", "dequantize", "reshape", "squeeze")
 COLOURS = {20: "rgb", 30: "bgr"}  # of an image input, FeatureTypes.proto
 
 
@@ -67,6 +68,18 @@ class Package:
     labels: tuple[str, ...] | None
     specification: int
     shapes: int
+
+    @property
+    def answers(self) -> str:
+        """What its vector is: "softmax", "sigmoid" or "logits", or "embedding" where its output is called so."""
+        if self.scores == "embedding":
+            return "embedding"
+        by_name, name = {step.name: step for step in self.steps}, self.scores
+        while name in by_name and by_name[name].kind in HANDING_ON:
+            step = by_name[name]
+            name = next(_names(step))
+        last = by_name[name].kind if name in by_name else ""
+        return last if last in ("softmax", "sigmoid") else "logits"
 
     def answer(self, pixels: np.ndarray) -> np.ndarray:
         """Scores, float32 [n, classes], of images, uint8 RGB [n, height, width, 3]."""

@@ -57,25 +57,25 @@ def conv(inputs: Mapping[str, Any]) -> Array:
     return np.asarray(y.numpy().transpose(0, 3, 1, 2))
 
 
-def _pool(inputs: Mapping[str, Any], kind: str, x: Array, fill: float) -> Array:
-    """ "MAX" or "AVG" of each window of x, which is padded with `fill`."""
+def _pool(inputs: Mapping[str, Any], pool: Callable[..., Any], x: Array, fill: float) -> Array:
+    """What TensorFlow's `pool` makes of each window of x, which is padded with `fill`."""
     if inputs.get("ceil_mode"):
         raise ValueError("ceil_mode")
     kernel, strides = tuple(map(int, inputs["kernel_sizes"])), tuple(map(int, inputs.get("strides", (1, 1))))
     sides = [(0, 0), *padding(x, inputs, kernel), (0, 0)]
     padded = np.pad(x.transpose(0, 2, 3, 1), sides, constant_values=fill)
-    y = tf.nn.pool(padded, kernel, kind, strides, "VALID")
+    y = pool(padded, kernel, strides, "VALID")
     return np.asarray(y.numpy().transpose(0, 3, 1, 2))
 
 
 def max_pool(inputs: Mapping[str, Any]) -> Array:
-    return _pool(inputs, "MAX", inputs["x"], -np.inf)
+    return _pool(inputs, tf.nn.max_pool2d, inputs["x"], -np.inf)
 
 
 def avg_pool(inputs: Mapping[str, Any]) -> Array:
-    y = _pool(inputs, "AVG", inputs["x"], 0.0)
+    y = _pool(inputs, tf.nn.avg_pool2d, inputs["x"], 0.0)
     if inputs.get("exclude_padding_from_average"):
-        return np.asarray(y / _pool(inputs, "AVG", np.ones_like(inputs["x"][:1, :1]), 0.0))
+        return np.asarray(y / _pool(inputs, tf.nn.avg_pool2d, np.ones_like(inputs["x"][:1, :1]), 0.0))
     return y
 
 

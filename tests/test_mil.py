@@ -104,6 +104,10 @@ CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         pools("avg_pool", strides=[1, 1], pad_type="custom", pad=[1, 1, 0, 0], exclude_padding_from_average=False),
         lambda x: tf.nn.avg_pool2d(tf.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]]), (3, 2), 1, "VALID"),
     ),
+    "avg_pool, sparse": (
+        lambda x: last(mb.avg_pool(x=first(x), kernel_sizes=[1, 1], strides=[2, 2], pad_type="valid")),
+        lambda x: x[:, ::2, ::2],
+    ),
     "batch_norm": (
         lambda x: last(
             mb.batch_norm(

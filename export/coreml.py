@@ -177,7 +177,7 @@ def to_coreml(
         if interface == CLASSIFIER:
             probabilities = f"{len(names)} probabilities by label"
             value["contract"]["output"] = {"classLabel": "string", "classLabel_probs": probabilities}
-        return {**value, "oldest_system": system, "verified_by": "replay on the CPU; Core ML itself was not run"}
+        return {**value, "oldest_system": system, "verified_by": _verified_by(found[0] if found else None)}
 
     def produce(scratch: Path) -> None:
         with _coremltools(scratch.parent) as coremltools:
@@ -204,6 +204,12 @@ def to_coreml(
             entry.chmod(0o755 if entry.is_dir() else 0o644)
 
     return write_artifact(place, produce, names, manifest, usage.page)
+
+
+def _verified_by(found: Verification | Similarity | None) -> str:
+    if found is not None and found.native is not None and not found.native.remark:
+        return "replay on the CPU, and Core ML on macOS"
+    return "replay on the CPU; Core ML itself was not run"
 
 
 def _interface(asked: str | None, model: keras.Model) -> str:

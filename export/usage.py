@@ -105,9 +105,27 @@ def in_an_app(manifest: Mapping[str, Any]) -> list[str]:
             "<code>.scaleFill</code> behind it stretches nothing."
         )
         region = REGION.format(share=f"{share:.10g}")
+    native = (manifest.get("verification") or {}).get("native")
+    section = [report.section("Core ML itself", report.facts(_native(native)))] if native else []
     result = RESULTS["classLabel" if "classLabel" in contract["output"] else "vector"]
     code = SWIFT.format(file=manifest["file"].replace(".mlpackage", ".mlmodelc"), region=region, result=result)
-    return [report.section("In an app", f"<p>{words}</p><pre>{escape(code)}</pre>")]
+    return [*section, report.section("In an app", f"<p>{words}</p><pre>{escape(code)}</pre>")]
+
+
+def _native(found: Mapping[str, Any]) -> dict[str, str]:
+    """What Core ML answered on the Mac where the package was made."""
+    if found["remark"]:
+        return {"not run": found["remark"]}
+    devices, left, latency = found["devices"], found["left"], found["latency"]
+    return {
+        "agreement with the network": report.percent(found["agreement"]),
+        "largest difference of a score from the replay": f"{found['largest_difference']:.4f}",
+        "latency on the Mac": f"{latency['median_ms']:.2f} ms, median of {latency['runs']}",
+        "operations by chip": "the system does not say"
+        if devices is None
+        else ", ".join(f"{device} {count}" for device, count in devices.items()),
+        "not for the Neural Engine": ", ".join(sorted(set(left))) or "none",
+    }
 
 
 REGION = """\

@@ -18,6 +18,7 @@ from keras_resnet.export.concrete import EMBEDDING, answers_with, labels_of, ope
 from keras_resnet.export.latency import Latency, measure
 from keras_resnet.export.mil import Package, open_package
 from keras_resnet.export.mil import layer_noise as package_noise
+from keras_resnet.export.native import Native, run_here
 from keras_resnet.export.noise import IMAGES, decibels, layer_noise, worst
 from keras_resnet.export.probe import probe
 from keras_resnet.export.tflite_graph import Graph, read_graph
@@ -48,6 +49,7 @@ class Verification:
     latency: Latency | None  # None: a file that does not run here
     kernels: Kernels | None = None  # None: a format of one implementation
     layer_snr_db: Mapping[str, float] | None = None  # signal over noise of each layer, in the order of the file
+    native: Native | None = None  # Core ML itself, on macOS alone
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,6 +67,7 @@ class Similarity:
     latency: Latency | None
     kernels: Kernels | None = None
     layer_snr_db: Mapping[str, float] | None = None
+    native: Native | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -346,11 +349,29 @@ def verify_package(
     data: str,
     min_agreement: float | None = None,
 ) -> Verification | Similarity:
-    """Replay a package and run its model over the same pixels. Raises ExportError where they agree on too few."""
+    """Replay a package and run its model over the same pixels; on macOS let Core ML answer them too.
+
+    Raises ExportError where they agree on too few.
+    """
     scores = package.answer(pixels)
     if not np.isfinite(scores).all():
         raise ExportError("the package gives scores that are no numbers: look for NaN weights, or use 'float32'")
     noise = package_noise(package, model, pixels[:IMAGES])
     result = _judged(scores, model, pixels, labels, data, None, noise)
     check_agreement(result, scores, min_agreement)
-    return result
+    found = run_here(package, pixels, scores, scores_of(model)(pixels))
+    return _with_native(result, found, min_agreement)
+
+
+def _with_native(
+    result: Verification | Similarity, found: Native | None, least: float | None
+) -> Verification | Similarity:
+    """A verification with what Core ML itself answered. Raises ExportError where that is not what the network does."""
+    if least is None:
+        least = MIN_COSINE if isinstance(result, Similarity) else MIN_AGREEMENT
+    if found is not None and found.agreement is not None and found.agreement < least:
+        raise ExportError(
+            f"Core ML itself agrees with the network on {found.agreement:.1%} of {result.count} images, below "
+            f"{least:.0%}, though the replay of the package does: please report this, with `keras-resnet verify --json`"
+        )
+    return replace(result, native=found)

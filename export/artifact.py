@@ -97,6 +97,8 @@ def write_artifact(
         value = manifest({"file": path.name, "size_bytes": size_of(file), "sha256": sha256_of(file)})
         manifest_file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         report_file.write_text(report(value), encoding="utf-8")
+    if not labels:
+        artifact.labels.unlink(missing_ok=True)  # of an earlier export of that name, which had classes
     return artifact
 
 

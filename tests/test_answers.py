@@ -155,6 +155,13 @@ def test_an_embedding_package_gives_the_features(interface: str | None, tmp_path
         to_coreml(model, tmp_path / "b.mlpackage", interface="classifier")
 
 
+def test_an_embedding_in_place_of_a_classifier_leaves_no_labels(tmp_path: Path) -> None:
+    for model in (network("basic"), embedding()):
+        artifact = to_tflite(model, tmp_path / "a.tflite", quantize="float32")
+    assert not artifact.labels.exists()
+    assert artifact.read()["answers"] == "embedding"
+
+
 def test_features_of_a_classifier_are_an_embedding_however_the_model_was_cut(tmp_path: Path) -> None:
     whole, pixels = network("basic"), photographs(8)
     projected = keras.layers.Dense(7, name="projection")(whole.get_layer("head_pool").output)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from keras_resnet.export.prediction import Prediction, predict
     from keras_resnet.export.speed import Benchmark, benchmark
     from keras_resnet.export.tflite import to_tflite
-    from keras_resnet.export.verification import Verification, self_test, verify
+    from keras_resnet.export.verification import Similarity, Verification, self_test, verify
 
 __getattr__, __dir__ = lazy(
     __name__,
@@ -29,7 +29,7 @@ __getattr__, __dir__ = lazy(
         "prediction": ("Prediction", "predict"),
         "speed": ("Benchmark", "benchmark"),
         "tflite": ("to_tflite",),
-        "verification": ("Verification", "self_test", "verify"),
+        "verification": ("Similarity", "Verification", "self_test", "verify"),
     },
 )
 
@@ -38,6 +38,7 @@ __all__ = [
     "Benchmark",
     "Inspection",
     "Prediction",
+    "Similarity",
     "Verification",
     "benchmark",
     "compress",

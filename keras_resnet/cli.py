@@ -28,8 +28,9 @@ INTERRUPTED = 130
 MOST_PIXELS = 10_000
 DATA = "'digits', a folder or .tar of class folders, or a .npz"
 MODEL = "a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
-AGREEMENT = "least share of images on which file and network give the same class (default: 0.9)"
+AGREEMENT = "least agreement (0.9); of embeddings cosine (0.98)"
 METHODS = ("qat", "prune", "prune-2:4", "cluster", "pqat", "qat-tfmot", "pqat-tfmot", "cqat", "pcqat")
+SCORES = ("softmax", "sigmoid", "logits")
 FORMATS = {
     "tflite": ("float32", "float16", "dynamic", "int8", "int16x8"),
     "coreml": ("float16", "float32", "int8", "w8a8", "int4", "palette8", "palette6", "palette4", "prune"),
@@ -212,8 +213,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         help="tflite: int8 (default), int16x8, dynamic, float16, float32; "
         "coreml: float16 (default), float32, int8, w8a8, int4, palette8, 6 or 4, prune",
     )
-    one.add_argument("--target", help="coreml: the oldest system, iOS15 to iOS26 (default: iOS16 or what it needs)")
-    one.add_argument("--calibration", help="images that set ranges and rounding; not those of --data")
+    one.add_argument("--scores", metavar="FORM", help="softmax, sigmoid or logits (default: softmax or sigmoid)")
+    one.add_argument("--interface", metavar="FORM", help="coreml: classifier (default), vector or arrays")
+    one.add_argument("--target", metavar="SYSTEM", help="coreml: the oldest, iOS15 to iOS26 (default: iOS16)")
+    one.add_argument("--calibration", metavar="IMAGES", help="for ranges and rounding; not those of --data")
     one.add_argument("--effort", default="normal", help="of rounding weights: low, normal (default) or high")
     one.add_argument("--data", help="labelled images to verify the file on")
     one.add_argument("--max-drop", type=float, metavar="POINTS", help="int8: keep parts in float to lose no more")
@@ -221,7 +224,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--labels", metavar="FILE", help="a text file with a label a line")
     one.add_argument("--author", default="", help="for the file's metadata")
     one.add_argument("--licence", default="", help="for the file's metadata")
-    one.add_argument("--min-agreement", type=float, metavar="FRACTION", help=AGREEMENT)
+    one.add_argument("--min-agreement", type=float, metavar="SHARE", help=AGREEMENT)
     one.add_argument("--out", required=True, help="the file to write: .tflite or .mlpackage")
 
     one = verb(
@@ -245,7 +248,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("file", help="a .tflite or .mlpackage file; alone, a .tflite file answers the pictures inside it")
     one.add_argument("--model", help=MODEL)
     one.add_argument("--data", help=DATA)
-    one.add_argument("--min-agreement", type=float, metavar="FRACTION", help=AGREEMENT)
+    one.add_argument("--min-agreement", type=float, metavar="SHARE", help=AGREEMENT)
     one.add_argument("--json", action="store_true")
     return parser, verbs
 
@@ -488,8 +491,12 @@ def _export(options: argparse.Namespace) -> None:
         raise unknown("format", options.format, FORMATS, where="--format")
     if options.quantize is not None and options.quantize not in FORMATS[options.format]:
         raise unknown("number format", options.quantize, FORMATS[options.format], where="--quantize")
+    if options.scores is not None and options.scores not in SCORES:
+        raise unknown("form of scores", options.scores, SCORES, where="--scores")
     if options.format != "coreml" and options.target:
         raise UsageError("--target is for --format coreml: a .tflite file asks for no system")
+    if options.format != "coreml" and options.interface:
+        raise UsageError("--interface is for --format coreml: a .tflite file takes an array and gives a vector")
     if options.format != "tflite" and (options.keep_float or options.max_drop is not None):
         raise UsageError("--keep-float and --max-drop are for --format tflite")
     load_keras(debug=options.debug)
@@ -500,11 +507,12 @@ def _export(options: argparse.Namespace) -> None:
     # Weights of other libraries are loaded here, for what is said of them is to be seen.
     model = options.model if labels_of(options.model) else open_model(options.model)
     with silenced(not options.debug):
-        same = ("calibration", "effort", "data", "author", "licence", "min_agreement")
+        same = ("scores", "calibration", "effort", "data", "author", "licence", "min_agreement")
         common: dict[str, Any] = {"labels": labels, **{name: getattr(options, name) for name in same}}
         if options.format == "coreml":
             quantize = options.quantize or "float16"
-            artifact = to_coreml(model, options.out, quantize=quantize, target=options.target, **common)
+            only: dict[str, Any] = {"target": options.target, "interface": options.interface}
+            artifact = to_coreml(model, options.out, quantize=quantize, **only, **common)
         else:
             quantize = options.quantize or "int8"
             kept = options.keep_float or ""
@@ -562,20 +570,25 @@ def _verify(options: argparse.Namespace) -> None:
     if (options.model is None) != (options.data is None):
         raise UsageError("--model and --data go together: the network, and images to compare it and the file on")
     load_keras(debug=options.debug)
-    from keras_resnet.export import self_test, verify
+    from keras_resnet.export import Similarity, self_test, verify
 
     if options.model is None:
         test = self_test(options.file)
         if options.json:
             print(json.dumps({**dataclasses.asdict(test), "passed": test.passed}))
         else:
-            print(f"{test.agreeing} of {test.count} agree; largest difference of a score {test.largest_difference:.4f}")
+            print(f"{test.agreeing} of {test.count} agree; largest difference {test.largest_difference:.4f}")
         if not test.passed:
             raise ExportError(f"{options.file!r} does not answer here as it did when it was made")
         return
     found = verify(options.file, options.model, options.data, min_agreement=options.min_agreement)
     if options.json:
         print(json.dumps(found.as_json()))
+    elif isinstance(found, Similarity):
+        print(
+            f"cosine similarity {found.mean_cosine:.5f}, at worst {found.worst_cosine:.5f}, on {found.count:,} images "
+            f"of {found.data}"
+        )
     else:
         print(
             f"agreement {found.agreement:.2%} on {found.count:,} images of {found.data}; "

@@ -52,7 +52,7 @@ class Effort:
     steps: int
 
 
-EFFORTS: Mapping[str, Effort] = {"low": Effort(0, 0), "normal": Effort(4096, 24), "high": Effort(32768, 96)}
+EFFORTS: Mapping[str, Effort] = {"low": Effort(0, 0), "normal": Effort(4096, 40), "high": Effort(32768, 160)}
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,16 @@ def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: 
 
 def _map(function: Callable[..., Any], inputs: list[np.ndarray]) -> np.ndarray:
     """A layer's output, batch by batch, so that only what is kept takes memory."""
-    parts = []
+    whole = None
     for start in range(0, len(inputs[0]), BATCH):
         arguments = [tf.constant(x[start : start + BATCH], tf.float32) for x in inputs]
-        parts.append(_stored(np.asarray(function(arguments[0] if len(arguments) == 1 else arguments))))
-    return np.concatenate(parts)
+        part = _stored(np.asarray(function(arguments[0] if len(arguments) == 1 else arguments)))
+        if whole is None:
+            whole = np.empty((len(inputs[0]), *part.shape[1:]), part.dtype)
+        whole = whole.astype(np.result_type(whole, part), copy=False)
+        whole[start : start + BATCH] = part
+    assert whole is not None
+    return whole
 
 
 def _stored(x: np.ndarray) -> np.ndarray:

@@ -179,6 +179,8 @@ def to_coreml(
             value["contract"]["output"] = {"classLabel": "string", "classLabel_probs": probabilities}
         return {**value, "oldest_system": system, "verified_by": _verified_by(found[0] if found else None)}
 
+    operations: list[tuple[str, str, str]] = []
+
     def produce(scratch: Path) -> None:
         with _coremltools(scratch.parent) as coremltools:
             package = convert(
@@ -199,11 +201,12 @@ def to_coreml(
             package.save(str(scratch))
             if judged is not None and shown is not None:
                 replayed = open_package(scratch)
+                operations.extend((step.kind, step.name, str(step.dtype)) for step in replayed.steps)
                 found.append(verify_package(replayed, model, shown, judged.labels, judged.name, min_agreement))
         for entry in [scratch, *scratch.rglob("*")]:  # the package writer leaves files that others cannot read
             entry.chmod(0o755 if entry.is_dir() else 0o644)
 
-    return write_artifact(place, produce, names, manifest, usage.page)
+    return write_artifact(place, produce, names, manifest, lambda value: usage.page(value, shown, operations))
 
 
 def _verified_by(found: Verification | Similarity | None) -> str:

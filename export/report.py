@@ -88,14 +88,11 @@ def answers(pixels: np.ndarray, truths: Sequence[str], given: Sequence[str], sco
     """Pictures, uint8 [n, height, width, 3], with the answer, its score 0..1, and the truth where it differs."""
     items = []
     for image, truth, answer, score in zip(pixels, truths, given, scores, strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
         wrong = truth != answer
         note = f" not {escape(truth)}" if wrong else ""
         items.append(
             f'<li{" class=wrong" if wrong else ""}><img alt="a picture of {escape(truth)}" '
-            f'src="data:image/png;base64,{data}"><br><b>{escape(answer)}</b>{note}<br>{score:.1%}</li>'
+            f'src="{_as_data(image)}"><br><b>{escape(answer)}</b>{note}<br>{score:.1%}</li>'
         )
     return '<ul class="answers">' + "\n".join(items) + "</ul>"
 
@@ -201,6 +198,39 @@ def noise_section(found: Mapping[str, Any] | None) -> list[str]:
     head = '<thead><tr><th>layer</th><th class="number">dB</th><th></th></tr></thead>'
     body = f'<div class="scroll"><table>\n{head}<tbody>\n{rows}\n</tbody></table></div>'
     return [section("Noise, layer by layer", f"{note}<details><summary>{len(levels)} layers</summary>{body}</details>")]
+
+
+def disagreement_section(
+    found: Mapping[str, Any] | None, pixels: np.ndarray | None, labels: Sequence[str]
+) -> list[str]:
+    """Pictures, uint8 [n, height, width, 3], that file and network answer differently, with what each says."""
+    differing = (found or {}).get("disagreements")
+    if not differing or pixels is None:
+        return []
+    items = "\n".join(
+        f'<li><img alt="a picture of {escape(labels[one["label"]])}" src="{_as_data(pixels[one["image"]])}"><br>'
+        f"<b>{escape(labels[one['by_file']])}</b> {one['file_score']:.2f}<br>"
+        f"network: {escape(labels[one['by_network']])} {one['network_score']:.2f}<br>"
+        f"truth: {escape(labels[one['label']])}</li>"
+        for one in differing
+    )
+    note = f"<p>{len(differing)} of those that the network was surest of; bold: what the file says.</p>"
+    return [section("Where file and network differ", f'{note}<ul class="answers">{items}</ul>')]
+
+
+def graph_section(operations: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Every operation of a file: its kind, its name, what it gives."""
+    if not operations:
+        return []
+    body = table(("operation", "name", "gives"), operations)
+    return [section("Graph", f"<details><summary>{len(operations)} operations</summary>{body}</details>")]
+
+
+def _as_data(image: np.ndarray) -> str:
+    """A picture as an address that holds it."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:

@@ -33,6 +33,7 @@ from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.latency import measure
 from keras_resnet.export.metadata import describe, inside
 from keras_resnet.export.sensitivity import check_parts, in_float, sensitivity
+from keras_resnet.export.tflite_graph import read_graph
 from keras_resnet.export.tflite_metadata import embed
 from keras_resnet.export.verification import (
     MANIFEST,
@@ -182,7 +183,16 @@ def to_tflite(
     )
     if not answer_own_pictures(TfliteFile(content, str(path)), str(path)).passed:
         raise ExportError("the file does not repeat its own answers once its metadata is inside: please report this")
-    return write_artifact(target, lambda scratch: _write(scratch, content), found.names, manifest, usage.page)
+    operations = [
+        (one.kind, one.name, ", ".join(map(str, one.outputs))) for one in read_graph(content, str(path)).operations
+    ]
+    return write_artifact(
+        target,
+        lambda scratch: _write(scratch, content),
+        found.names,
+        manifest,
+        lambda value: usage.page(value, shown, operations),
+    )
 
 
 def _check_kept(

@@ -17,7 +17,7 @@ from keras_resnet.depth import recursion_room
 from keras_resnet.export.graph import rebuild, sources
 
 LEVELS = 255
-BATCH = 8
+BATCH = 4
 RATE = 0.02  # Adam's: about what a range may change by in a step, as a share of it
 JUDGED = 32  # images on which the new ranges must be better than the old ones
 
@@ -56,8 +56,7 @@ def tuned_ranges(
         if layer.name not in place:
             return y
         i = place[layer.name]
-        step = tf.exp(logs[i])
-        return (_round(tf.clip_by_value(y / step + zeros[i], 0, LEVELS)) - zeros[i]) * step
+        return _in_steps(y, tf.exp(logs[i]), tf.constant(zeros[i], tf.float32))
 
     @tf.function
     def loss(x: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
@@ -91,9 +90,23 @@ def tuned_ranges(
 
 
 @tf.custom_gradient
-def _round(x: tf.Tensor) -> Any:
-    """To the nearest whole number; its slope is taken for that of x, for its own is nothing (arXiv:1308.3432)."""
-    return tf.round(x), lambda upstream: upstream
+def _in_steps(y: tf.Tensor, step: tf.Tensor, zero: tf.Tensor) -> Any:
+    """Values rounded to whole steps, those outside the range to its ends.
+
+    The slope of rounding is taken for 1 (arXiv:1308.3432). All that is kept for the way back is y: of what is computed
+    on the way a deep network would not fit into memory.
+    """
+
+    def rounded() -> tuple[tf.Tensor, tf.Tensor]:
+        place = y / step + zero
+        return place, tf.round(tf.clip_by_value(place, 0.0, float(LEVELS))) - zero
+
+    def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, None]:
+        place, whole = rounded()
+        inside = tf.cast((place >= 0) & (place <= LEVELS), y.dtype)
+        return upstream * inside, tf.reduce_sum(upstream * (whole - inside * y / step)), None
+
+    return rounded()[1] * step, gradient
 
 
 def _scores_and_distance(graph: keras.Model) -> tuple[keras.Model, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]]:

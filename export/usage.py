@@ -7,18 +7,33 @@ VNImageBasedRequest.regionOfInterest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from keras_resnet.export import report
+from keras_resnet.export.snippets import snippets
 
 END = "\n</body>"
 
 
-def page(manifest: Mapping[str, Any]) -> str:
-    """The page of one exported file, from its manifest."""
-    more = "".join(f"\n{section}" for section in in_an_app(manifest))
+def page(
+    manifest: Mapping[str, Any],
+    pixels: np.ndarray | None = None,
+    operations: Sequence[tuple[str, str, str]] = (),
+) -> str:
+    """The page of one exported file, from its manifest.
+
+    pixels: what it was judged on, uint8 [n, height, width, 3]; operations: kind, name and result of each.
+    """
+    sections = [
+        *report.disagreement_section(manifest["verification"], pixels, manifest["labels"]),
+        *in_an_app(manifest),
+        *report.graph_section(operations),
+    ]
+    more = "".join(f"\n{section}" for section in sections)
     whole = embedding_page(manifest) if manifest["answers"] == "embedding" else report.artifact_page(manifest)
     return whole.replace(END, more + END)
 
@@ -77,7 +92,12 @@ def seen_share(preprocessing: Mapping[str, Any]) -> float | None:
 
 
 def in_an_app(manifest: Mapping[str, Any]) -> list[str]:
-    """How Swift hands a photograph to a Core ML package so that it sees what the network was trained on (HTML)."""
+    """How an app uses a file (HTML).
+
+    Of a Core ML package: how Swift hands a photograph over so that it sees what the network was trained on.
+    """
+    if manifest["answers"] != "embedding" and manifest["format"].startswith("tflite-"):
+        return [report.section("In an app", _programs(manifest))]
     if not manifest["format"].startswith("coreml-"):
         return []
     contract = manifest["contract"]
@@ -110,6 +130,18 @@ def in_an_app(manifest: Mapping[str, Any]) -> list[str]:
     result = RESULTS["classLabel" if "classLabel" in contract["output"] else "vector"]
     code = SWIFT.format(file=manifest["file"].replace(".mlpackage", ".mlmodelc"), region=region, result=result)
     return [*section, report.section("In an app", f"<p>{words}</p><pre>{escape(code)}</pre>")]
+
+
+def _programs(manifest: Mapping[str, Any]) -> str:
+    """The file asked for scores, and testing itself, in each language."""
+    words = (
+        "<p>Hand over the pixels as they are, and let the file test itself where it runs: it holds a few pictures and "
+        "what it answered to them when it was made. The Kotlin and Swift programs were not run here.</p>"
+    )
+    return words + "\n".join(
+        f"<details><summary>{language}</summary><pre>{escape(text)}</pre></details>"
+        for language, text in snippets(manifest).items()
+    )
 
 
 def _native(found: Mapping[str, Any]) -> dict[str, str]:

@@ -31,6 +31,7 @@ MIN_AGREEMENT = 0.9
 MIN_COSINE = 0.98  # of embeddings, the mean; noise of a fifth of the signal has that
 REFERENCE_IMAGES = 4  # reference kernels are some ten times slower
 MANIFEST = "manifest.json"  # inside a .tflite file
+SHOWN = 10  # disagreements that are told
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,22 @@ class Verification:
     kernels: Kernels | None = None  # None: a format of one implementation
     layer_snr_db: Mapping[str, float] | None = None  # signal over noise of each layer, in the order of the file
     native: Native | None = None  # Core ML itself, on macOS alone
+    disagreements: tuple[Disagreement, ...] = ()  # at most ten, those first of which the network was surest
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An image, by its number, that file and network answer differently: their classes, and their scores of them."""
+
+    image: int
+    label: int
+    by_network: int
+    network_score: float
+    by_file: int
+    file_score: float
 
 
 @dataclass(frozen=True)
@@ -184,6 +198,24 @@ def compare(
         file_interval=by_file.interval,
         largest_score_difference=float(np.abs(file_scores - model_scores).max()),
         latency=latency,
+        disagreements=_disagreements(file_scores, model_scores, labels),
+    )
+
+
+def _disagreements(file: np.ndarray, model: np.ndarray, labels: np.ndarray) -> tuple[Disagreement, ...]:
+    """Images that two tables of scores, float [n, classes], answer differently."""
+    by_file, by_model = file.argmax(axis=-1), model.argmax(axis=-1)
+    differing = sorted(np.flatnonzero(by_file != by_model), key=lambda i: (-model[i].max(), i))
+    return tuple(
+        Disagreement(
+            image=int(i),
+            label=int(labels[i]),
+            by_network=int(by_model[i]),
+            network_score=float(model[i].max()),
+            by_file=int(by_file[i]),
+            file_score=float(file[i].max()),
+        )
+        for i in differing[:SHOWN]
     )
 
 

@@ -158,7 +158,6 @@ def to_coreml(
     for layer in graph.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:
             layer.convolution_op = _plain_convolution(layer)
-    function = concrete_function(graph, normalisation if interface == ARRAYS else None)
     output, length = name_of_answer(model), model.outputs[0].shape[-1]
     found: list[Verification | Similarity] = []
 
@@ -181,9 +180,10 @@ def to_coreml(
 
     def produce(scratch: Path) -> None:
         with _coremltools(scratch.parent) as coremltools:
+            # Traced here, for tracing leaves files in the temporary folder, which goes away with this one.
             package = convert(
                 coremltools,
-                function,
+                concrete_function(graph, normalisation if interface == ARRAYS else None),
                 None if interface == ARRAYS else normalisation,
                 names if interface == CLASSIFIER else None,
                 form.precision,

@@ -247,9 +247,32 @@ def test_a_killed_export_leaves_no_package(tmp_path: Path) -> None:
     network("basic").save(tmp_path / "a.keras")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "keras_resnet.cli", "export", str(tmp_path / "a.keras"), "--format", "coreml"]
-    process = subprocess.Popen([*command, "--out", str(out / "a.mlpackage")], stderr=subprocess.DEVNULL)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [*command, "--out", str(out / "a.mlpackage")],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
     while not list(out.glob(".partial-*/*")) and process.poll() is None:  # the converter has begun to write
         os.sched_yield()
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
     assert [entry.name for entry in out.iterdir() if not entry.name.startswith(".")] == []
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_exports_of_several_processes_into_one_folder_do_not_disturb_one_another(tmp_path: Path) -> None:
+    names = ("basic", "bottleneck")
+    processes = []
+    for name in names:
+        network(name).save(tmp_path / f"{name}.keras")
+        command = [sys.executable, "-m", "keras_resnet.cli", "export", str(tmp_path / f"{name}.keras")]
+        command += ["--format", "coreml", "--out", str(tmp_path / "out" / f"{name}.mlpackage")]
+        processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    for name in names:
+        scores = open_package(tmp_path / "out" / f"{name}.mlpackage").answer(photographs(4))
+        assert np.abs(scores - scores_of(network(name))(photographs(4))).max() <= HALF
+    assert not [entry for entry in (tmp_path / "out").iterdir() if entry.name.startswith(".")]

@@ -264,15 +264,15 @@ def test_a_killed_export_leaves_no_package(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_exports_of_several_processes_into_one_folder_do_not_disturb_one_another(tmp_path: Path) -> None:
-    names = ("basic", "bottleneck")
+    models = {name: network(name) for name in ("basic", "bottleneck")}
     processes = []
-    for name in names:
-        network(name).save(tmp_path / f"{name}.keras")
+    for name, model in models.items():
+        model.save(tmp_path / f"{name}.keras")
         command = [sys.executable, "-m", "keras_resnet.cli", "export", str(tmp_path / f"{name}.keras")]
         command += ["--format", "coreml", "--out", str(tmp_path / "out" / f"{name}.mlpackage")]
         processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
     assert [process.wait(timeout=600) for process in processes] == [0, 0]
-    for name in names:
+    for name, model in models.items():
         scores = open_package(tmp_path / "out" / f"{name}.mlpackage").answer(photographs(4))
-        assert np.abs(scores - scores_of(network(name))(photographs(4))).max() <= HALF
+        assert np.abs(scores - scores_of(model)(photographs(4))).max() <= HALF
     assert not [entry for entry in (tmp_path / "out").iterdir() if entry.name.startswith(".")]

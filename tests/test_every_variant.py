@@ -1,4 +1,4 @@
-"""Every row of the table of networks becomes a file of each format, at its full depth, and trained ones stay as good."""
+"""Every row of the table of networks becomes a file of each format, at its full depth; trained ones stay as good."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from keras_resnet.errors import UsageError, missing_extra, unknown
 from keras_resnet.export import usage
 from keras_resnet.export.answers import answering, check_scores
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
-from keras_resnet.export.calibration import calibrate
+from keras_resnet.export.calibration import EFFORTS, calibrate
 from keras_resnet.export.concrete import (
     EMBEDDING,
     Normalisation,
@@ -134,6 +134,8 @@ def to_coreml(
     then.
     """
     form, system = _check_form(quantize, target)
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS, where="effort=")
     check_share(min_agreement)
     check_scores(scores)
     if interface is not None and interface not in INTERFACES:

@@ -123,6 +123,7 @@ def test_a_package_asks_for_the_system_that_was_named(target: str, tmp_path: Pat
         ({"quantize": "int4", "target": "iOS16"}, "cannot hold 'int4' weights: iOS18 is the oldest that can"),
         ({"quantize": "int8", "target": "iOS15"}, "cannot hold 'int8' weights: iOS16"),
         ({"quantize": "w8a8"}, "needs calibration="),
+        ({"effort": "hgih"}, "unknown effort 'hgih'"),
     ],
 )
 def test_what_a_package_cannot_be_is_refused_before_anything_is_opened(

@@ -24,7 +24,7 @@ from keras_resnet.errors import UsageError, missing_extra, unknown
 from keras_resnet.export import usage
 from keras_resnet.export.answers import answering, check_scores
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
-from keras_resnet.export.calibration import calibrate
+from keras_resnet.export.calibration import EFFORTS, calibrate
 from keras_resnet.export.concrete import (
     EMBEDDING,
     Normalisation,
@@ -134,6 +134,8 @@ def to_coreml(
     then.
     """
     form, system = _check_form(quantize, target)
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS, where="effort=")
     check_share(min_agreement)
     check_scores(scores)
     if interface is not None and interface not in INTERFACES:
@@ -158,7 +160,6 @@ def to_coreml(
     for layer in graph.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:
             layer.convolution_op = _plain_convolution(layer)
-    function = concrete_function(graph, normalisation if interface == ARRAYS else None)
     output, length = name_of_answer(model), model.outputs[0].shape[-1]
     found: list[Verification | Similarity] = []
 
@@ -183,9 +184,10 @@ def to_coreml(
 
     def produce(scratch: Path) -> None:
         with _coremltools(scratch.parent) as coremltools:
+            # Traced here, for tracing leaves files in the temporary folder, which goes away with this one.
             package = convert(
                 coremltools,
-                function,
+                concrete_function(graph, normalisation if interface == ARRAYS else None),
                 None if interface == ARRAYS else normalisation,
                 names if interface == CLASSIFIER else None,
                 form.precision,

@@ -122,7 +122,7 @@ def replay(test: bytes, scores: Callable[[np.ndarray], np.ndarray], size: tuple[
         expected = np.array([p["scores"] for p in kept], np.float32)
         factor, tolerance = int(value["factor"]), float(value.get("tolerance", TOLERANCE))
         is_embedding = value.get("answers") == EMBEDDING
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"the test inside {name!r} is damaged: {error}") from error
     if (shape[0] * factor, shape[1] * factor) != size:
         raise InputError(f"the test inside {name!r} is of pictures of another size than the file reads")

@@ -78,8 +78,7 @@ class Package:
             return "embedding"
         by_name, name = {step.name: step for step in self.steps}, self.scores
         while name in by_name and by_name[name].kind in HANDING_ON:
-            step = by_name[name]
-            name = next(_names(step))
+            name = next(_names(by_name[name]), "")  # none: it hands a constant on
         last = by_name[name].kind if name in by_name else ""
         return last if last in ("softmax", "sigmoid") else "logits"
 

@@ -77,7 +77,9 @@ def test_a_network_that_was_trained_for_whole_numbers_keeps_its_ranges_in_any_fo
 @pytest.mark.parametrize("form", FORMS)
 def test_an_int8_file_gives_what_was_asked_for_and_tests_itself(form: str, tmp_path: Path) -> None:
     model, pixels = network("basic", preprocessing=None), photographs(16)
-    path = to_tflite(model, tmp_path / "a.tflite", scores=form, calibration=images_of(pixels), min_agreement=0).path
+    path = to_tflite(
+        model, tmp_path / "a.tflite", scores=form, calibration=images_of(pixels), min_agreement=0, effort="low"
+    ).path
     file = TfliteFile(path, "a")
     wanted = expected(form, logits_of(model, pixels))
     assert rms(file.scores(pixels) - wanted) < 0.1 * rms(wanted)
@@ -127,7 +129,7 @@ def test_a_package_gives_what_was_asked_for(form: str, interface: str, tmp_path:
 @pytest.mark.parametrize("quantize", ["float16", "int8"])
 def test_an_embedding_file_is_near_its_network_and_needs_no_labels(quantize: str, tmp_path: Path) -> None:
     model, pixels = embedding(), photographs(16)
-    artifact = to_tflite(model, tmp_path / "a.tflite", quantize=quantize, calibration=images_of(pixels))
+    artifact = to_tflite(model, tmp_path / "a.tflite", quantize=quantize, calibration=images_of(pixels), effort="low")
     manifest, file = artifact.read(), TfliteFile(artifact.path, "a")
     assert manifest["contract"]["output"] == {"embedding": "[1, 16]"}
     assert (manifest["labels"], artifact.labels.exists(), manifest["accuracy_verified"]) == ([], False, False)
@@ -166,7 +168,7 @@ def test_features_of_a_classifier_are_an_embedding_however_the_model_was_cut(tmp
     whole, pixels = network("basic"), photographs(8)
     projected = keras.layers.Dense(7, name="projection")(whole.get_layer("head_pool").output)
     model = keras.Model(whole.inputs, projected)
-    path = to_tflite(model, tmp_path / "a.tflite", calibration=images_of(pixels)).path
+    path = to_tflite(model, tmp_path / "a.tflite", calibration=images_of(pixels), effort="low").path
     assert TfliteFile(path, "a").answers == "embedding"
     assert (
         cosines(

@@ -202,7 +202,7 @@ def is_same(pad: Operation, reader: Operation, sides: np.ndarray) -> bool:
     before, padded, after = pad.inputs[0].shape, pad.outputs[0].shape, reader.outputs[0].shape
     kernel = reader.inputs[1].shape
     for axis in (1, 2):
-        steps = [s for s in range(1, 9) if (padded[axis] - kernel[axis]) // s + 1 == after[axis]]
+        steps = [s for s in (1, 2) if (padded[axis] - kernel[axis]) // s + 1 == after[axis]]
         total = [max((after[axis] - 1) * s + kernel[axis] - before[axis], 0) for s in steps]
         same = [
             s

@@ -11,6 +11,7 @@ from keras_resnet.lazy import lazy
 
 if TYPE_CHECKING:
     from keras_resnet.export.artifact import Artifact
+    from keras_resnet.export.comparison import compare
     from keras_resnet.export.compression import compress
     from keras_resnet.export.coreml import to_coreml
     from keras_resnet.export.inspection import Inspection, inspect
@@ -23,6 +24,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "artifact": ("Artifact",),
+        "comparison": ("compare",),
         "compression": ("compress",),
         "coreml": ("to_coreml",),
         "inspection": ("Inspection", "inspect"),
@@ -41,6 +43,7 @@ __all__ = [
     "Similarity",
     "Verification",
     "benchmark",
+    "compare",
     "compress",
     "inspect",
     "predict",

@@ -137,10 +137,10 @@ def verification_table(found: Mapping[str, Any] | None, accuracy_verified: bool)
     """What a verification found, or plainly that none was made."""
     if found is None:
         return "<p>Not run here: accuracy and agreement are not verified.</p>"
-    rows = {"agreement with the network": _with_interval(found["agreement"], found["agreement_interval"])}
+    rows = {"agreement with the network": with_interval(found["agreement"], found["agreement_interval"])}
     if accuracy_verified:
-        rows["accuracy of the network"] = _with_interval(found["model_top1"], found["model_interval"])
-        rows["accuracy of the file"] = _with_interval(found["file_top1"], found["file_interval"])
+        rows["accuracy of the network"] = with_interval(found["model_top1"], found["model_interval"])
+        rows["accuracy of the file"] = with_interval(found["file_top1"], found["file_interval"])
     else:
         rows["accuracy"] = "not verified: only the calibration images were at hand"
     if kernels := found.get("kernels"):
@@ -233,5 +233,17 @@ def _as_data(image: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _with_interval(value: float, interval: Sequence[float]) -> str:
+def bars(values: Mapping[str, tuple[float, str]]) -> str:
+    """A bar for each of some numbers above 0, the longest full; by name: the number, and how it is written."""
+    most = max(number for number, _ in values.values())
+    rows = "\n".join(
+        f'<tr><th scope="row"><code>{escape(name)}</code></th><td class="number">{escape(text)}</td>'
+        f'<td class="wide"><div class="bar" style="width:{number / most:.1%}"></div></td></tr>'
+        for name, (number, text) in values.items()
+    )
+    return f'<div class="scroll"><table>\n{rows}\n</table></div>'
+
+
+def with_interval(value: float, interval: Sequence[float]) -> str:
+    """A fraction 0..1 as a percentage, with its interval."""
     return f"{percent(value)} (95 %: {percent(interval[0])} to {percent(interval[1])})"

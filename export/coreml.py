@@ -23,7 +23,7 @@ import tensorflow as tf
 from keras_resnet.errors import UsageError, missing_extra, unknown
 from keras_resnet.export import usage
 from keras_resnet.export.answers import answering, check_scores
-from keras_resnet.export.artifact import Artifact, check_target, write_artifact
+from keras_resnet.export.artifact import Artifact, check_target, size_of, write_artifact
 from keras_resnet.export.calibration import EFFORTS, calibrate
 from keras_resnet.export.concrete import (
     EMBEDDING,
@@ -40,6 +40,7 @@ from keras_resnet.export.evidence import gather
 from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.metadata import describe
 from keras_resnet.export.mil import activation_ranges, open_package
+from keras_resnet.export.targets import targets_of_package
 from keras_resnet.export.verification import Similarity, Verification, check_share, verify_package
 from keras_resnet.training.data import Images
 from keras_resnet.training.runs import versions
@@ -162,6 +163,8 @@ def to_coreml(
             layer.convolution_op = _plain_convolution(layer)
     output, length = name_of_answer(model), model.outputs[0].shape[-1]
     found: list[Verification | Similarity] = []
+    operations: list[tuple[str, str, str]] = []
+    targets: list[dict[str, Any]] = []
 
     def manifest(written: dict[str, Any]) -> dict[str, Any]:
         value = describe(
@@ -173,14 +176,13 @@ def to_coreml(
             calibration=evidence.sample,
             verification=found[0] if found else None,
             accuracy_verified=evidence.is_labelled,
+            targets=targets,
         )
         value["contract"]["output"] = {output: f"float32 [1, {length}]"}
         if interface == CLASSIFIER:
             probabilities = f"{len(names)} probabilities by label"
             value["contract"]["output"] = {"classLabel": "string", "classLabel_probs": probabilities}
         return {**value, "oldest_system": system, "verified_by": _verified_by(found[0] if found else None)}
-
-    operations: list[tuple[str, str, str]] = []
 
     def produce(scratch: Path) -> None:
         with _coremltools(scratch.parent) as coremltools:
@@ -201,9 +203,10 @@ def to_coreml(
                 package = _called(coremltools, package, output)
             _describe(package, model, quantize, author, licence, manifest({}))
             package.save(str(scratch))
+            replayed = open_package(scratch)
+            operations.extend((step.kind, step.name, str(step.dtype)) for step in replayed.steps)
+            targets.extend(targets_of_package(replayed, size_of(scratch)))
             if judged is not None and shown is not None:
-                replayed = open_package(scratch)
-                operations.extend((step.kind, step.name, str(step.dtype)) for step in replayed.steps)
                 found.append(verify_package(replayed, model, shown, judged.labels, judged.name, min_agreement))
         for entry in [scratch, *scratch.rglob("*")]:  # the package writer leaves files that others cannot read
             entry.chmod(0o755 if entry.is_dir() else 0o644)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -58,8 +58,12 @@ def describe(
     calibration: Images | None,
     verification: Verification | Similarity | None,
     accuracy_verified: bool,
+    targets: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The manifest of a file: contract, source, calibration, what was measured, versions. model: as it answers."""
+    """The manifest of a file: contract, source, calibration, what was measured, versions.
+
+    model: as it answers; targets: which chips take it, as `targets` says.
+    """
     answers = f"[1, {model.outputs[0].shape[-1]}]"
     return {
         **written,
@@ -74,6 +78,7 @@ def describe(
         else {"data": calibration.name, "count": len(calibration), "hash": calibration.hash},
         "accuracy_verified": accuracy_verified,
         "verification": None if verification is None else verification.as_json(),
+        "targets": list(targets),
         "versions": versions(),
     }
 

@@ -200,6 +200,20 @@ def noise_section(found: Mapping[str, Any] | None) -> list[str]:
     return [section("Noise, layer by layer", f"{note}<details><summary>{len(levels)} layers</summary>{body}</details>")]
 
 
+def targets_section(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which chips take the whole file, how that is known, and why not."""
+    if not targets:
+        return []
+    words = {True: "yes", False: "no", None: "not known"}
+    rows = []
+    for one in targets:
+        more = [f"and {one['more_reasons']} more"] if one["more_reasons"] else []
+        rows.append([one["target"], words[one["takes_whole"]], one["basis"], "; ".join([*one["reasons"], *more])])
+    return [
+        section("Which chips take the whole of it", table(("target", "whole", "how that is known", "why not"), rows))
+    ]
+
+
 def disagreement_section(
     found: Mapping[str, Any] | None, pixels: np.ndarray | None, labels: Sequence[str]
 ) -> list[str]:

@@ -33,6 +33,7 @@ from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.latency import measure
 from keras_resnet.export.metadata import describe, inside
 from keras_resnet.export.sensitivity import check_parts, in_float, sensitivity
+from keras_resnet.export.targets import targets_of_file
 from keras_resnet.export.tflite_graph import read_graph
 from keras_resnet.export.tflite_metadata import embed
 from keras_resnet.export.verification import (
@@ -151,6 +152,9 @@ def to_tflite(
     if judged is not None and shown is not None:
         verification = verify_tflite(content, str(path), model, shown, judged.labels, judged.name, min_agreement)
 
+    graph = read_graph(content, str(path))
+    targets = targets_of_file(content, graph)
+
     def manifest(written: dict[str, Any]) -> dict[str, Any]:
         value = describe(
             written,
@@ -161,6 +165,7 @@ def to_tflite(
             calibration=found.sample,
             verification=verification,
             accuracy_verified=found.is_labelled,
+            targets=targets,
         )
         return {**value, "in_float": kept or {"parts": list(keep_float)}} if keep_float or kept else value
 
@@ -183,9 +188,7 @@ def to_tflite(
     )
     if not answer_own_pictures(TfliteFile(content, str(path)), str(path)).passed:
         raise ExportError("the file does not repeat its own answers once its metadata is inside: please report this")
-    operations = [
-        (one.kind, one.name, ", ".join(map(str, one.outputs))) for one in read_graph(content, str(path)).operations
-    ]
+    operations = [(one.kind, one.name, ", ".join(map(str, one.outputs))) for one in graph.operations]
     return write_artifact(
         target,
         lambda scratch: _write(scratch, content),

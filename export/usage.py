@@ -30,6 +30,7 @@ def page(
     """
     sections = [
         *report.disagreement_section(manifest["verification"], pixels, manifest["labels"]),
+        *report.targets_section(manifest["targets"]),
         *in_an_app(manifest),
         *report.graph_section(operations),
     ]

@@ -77,3 +77,14 @@ def test_the_javascript_program_is_javascript(artifact: Artifact, tmp_path: Path
     program = tmp_path / "app.mjs"
     program.write_text(on_the_page(artifact, "JavaScript"), encoding="utf-8")
     subprocess.run(["node", "--check", str(program)], check=True)
+
+
+def test_the_manifest_and_the_page_say_which_chips_take_the_file(artifact: Artifact) -> None:
+    targets = {one["target"]: one for one in artifact.read()["targets"]}
+    assert targets["XNNPACK (CPU)"]["basis"] == "measured here"
+    is_int8 = artifact.read()["format"] == "tflite-int8"
+    assert targets["XNNPACK (CPU)"]["takes_whole"] is not is_int8  # of int8 QUANTIZE and SOFTMAX stay outside
+    assert targets["Edge TPU (Coral)"]["takes_whole"] is is_int8
+    assert targets["Edge TPU (Coral)"]["basis"] == "documented, not run"
+    page = artifact.report.read_text(encoding="utf-8")
+    assert all(html.escape(name) in page for name in targets)

@@ -293,7 +293,7 @@ def layer_noise(package: Package, model: keras.Model, pixels: np.ndarray) -> dic
     scaled = any(step.kind == "quantize" for step in package.steps)
     watched = [] if scaled else [name for name in found if name != model.layers[-1].name]
     outputs = [model.get_layer(name).output for name in watched]
-    network = keras.Model(model.inputs, [*outputs, model.outputs[0]])
+    network = keras.Model(model.inputs[0], [*outputs, model.outputs[0]])
     answered = network(preprocess_input(pixels, model), training=False)
     values = [np.asarray(value) for value in keras.tree.flatten(answered)]
     noise = {}

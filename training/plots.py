@@ -54,6 +54,22 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], kind: str
     return _bytes(figure, kind)
 
 
+def reliability(bins: Sequence[tuple[int, float, float]]) -> bytes:
+    """PNG: accuracy over confidence, bins as `Evaluation.reliability` has them, and how many images each holds."""
+    counts, confidence, accuracy = np.asarray(bins, np.float64).T
+    error = float(np.average(np.abs(confidence - accuracy), weights=counts))
+    figure = _figure(4.5, 5.2)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
+    above.plot(confidence, accuracy, marker="o", label=f"observed, error {error:.2%}")
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    above.grid(alpha=0.3)
+    above.legend(frameon=False, loc="upper left")
+    below.bar(confidence, counts, width=0.04)
+    below.set(xlabel="confidence", ylabel="images", yscale="log")
+    return _bytes(figure, "png")
+
+
 def grid(pictures: Sequence[Any], captions: Sequence[str], columns: int = 5) -> bytes:
     """PNG: pictures (Pillow's, files or pixels) side by side, as they are seen, each above its caption."""
     columns = min(columns, len(pictures))

@@ -6,7 +6,6 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 a failure;
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -123,6 +122,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one = verb("list", _list, "list variants, weights, recipes or runs", "keras-resnet list weights resnet50")
     one.add_argument("what", help="variants, weights, recipes or runs")
     one.add_argument("pattern", nargs="?", default="", help="part of a name; for runs: the folder that holds them")
+    one.add_argument("--plot", metavar="FILE", help="runs: a .png to write, the validation accuracy of all of them")
     one.add_argument("--json", action="store_true")
 
     one = verb(
@@ -284,18 +284,44 @@ def _list(options: argparse.Namespace) -> None:
     tables = {"variants": _variant_rows, "weights": _weight_rows, "recipes": _recipe_rows, "runs": _run_rows}
     if options.what not in tables:
         raise unknown("list", options.what, tables)
-    if options.what == "runs" and not os.path.isdir(options.pattern or "."):
-        raise InputError(f"folder {options.pattern!r} of runs does not exist: give one that holds run folders")
+    if options.plot is not None:
+        if options.what != "runs":
+            raise UsageError(f"--plot is for runs: {options.what} have no curves")
+        check_file(options.plot, (".png",))
     rows = tables[options.what](options.pattern)
     if options.json:
         print(json.dumps(rows, indent=2))
-        return
+    else:
+        _print_table(rows, options)
+    if options.plot is not None:
+        _plot_runs(options.plot, [row["run"] for row in rows if row["epochs"]])
+
+
+def _print_table(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     if not rows:
         raise UsageError(f"no {options.what} match {options.pattern!r}: `keras-resnet list {options.what}` shows all")
-    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    lines = [list(rows[0]), *([_cell(*item) for item in row.items()] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _plot_runs(path: str, folders: Sequence[str]) -> None:
+    from pathlib import Path
+
+    from keras_resnet.training import plots
+    from keras_resnet.training.runs import Run
+
+    if not folders:
+        raise InputError(f"no run has finished an epoch: there is nothing to draw into {path!r}")
+    runs = [Run(Path(folder)) for folder in folders]
+    write_bytes(path, plots.together({run.folder.name: run.read_history() for run in runs}))
+
+
+def _cell(name: str, value: Any) -> str:
+    if name in ("val_accuracy", "top1", "low", "high") and isinstance(value, float):
+        return f"{value:.2%}"
+    return "" if value is None else str(value)
 
 
 def _variant_rows(pattern: str) -> list[dict[str, Any]]:
@@ -343,19 +369,9 @@ def _recipe_rows(pattern: str) -> list[dict[str, Any]]:
 
 
 def _run_rows(folder: str) -> list[dict[str, Any]]:
-    from pathlib import Path
+    from keras_resnet.training.runs import compare, runs_in
 
-    from keras_resnet.training.runs import Run
-
-    rows = []
-    for description in sorted(Path(folder or ".").glob("*/run.json")):
-        run = Run(description.parent)
-        row: dict[str, Any] = {"run": str(run.folder), "variant": "", "epochs": "", "top1": "cannot be read"}
-        with contextlib.suppress(InputError):  # one damaged run shall not hide the others
-            row |= {"variant": run.recipe.variant, "epochs": run.recipe.epochs}
-            row["top1"] = f"{run.read_evaluation()['top1']:.2%}" if run.is_complete else "not complete"
-        rows.append(row)
-    return rows
+    return compare(runs_in(folder or "."))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -458,10 +474,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     low, high = found.interval
     top5 = "" if found.top5 is None else f", top-5 {found.top5:.2%}"
     sizes = [" and ".join(str(side or "none") for side in sorted(set(sides))) for sides in (resize, crop)]
-    views = f"scales {options.scales}" if scales else f"resize {sizes[0]}, crop {sizes[1]}"
+    seen = f"scales {options.scales}" if scales else f"resize {sizes[0]}, crop {sizes[1]}"
     print(
         f"top-1 {found.top1:.2%} ({found.correct:,} of {found.count:,} of {found.data}; 95 %: {low:.2%} to {high:.2%})"
-        f"{top5}, calibration error {found.calibration_error:.2%}, {views}{' x 10' * (options.crops == 10)}, "
+        f"{top5}, calibration error {found.calibration_error:.2%}, {seen}{' x 10' * (options.crops == 10)}, "
         f"{rate:.0f} images/s"
     )
 

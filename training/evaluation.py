@@ -268,8 +268,9 @@ def _seen(images: Images, views: Views, size: int) -> Iterator[list[list[np.ndar
     """The views of each picture, in the pictures' order, of at most `size` pictures at a time, decoded ahead."""
 
     def see(index: int) -> list[np.ndarray]:
+        picture = images.picture(index)
         try:
-            return views(images.picture(index))
+            return views(picture)
         except InputError as error:
             raise InputError(f"{images.name_of(index)}: {error}") from error
 

@@ -176,6 +176,8 @@ def test_networks_of_other_classes_make_no_ensemble(model: keras.Model, pictures
         evaluate_model([model, other], pictures)
     with pytest.raises(UsageError, match="have none"):
         evaluate_model([], pictures)
+    with pytest.raises(UsageError, match="2 models and 1 preprocessings"):
+        evaluate_model([model, model], pictures, preprocessing=NEEDS)
 
 
 # Figures
@@ -219,6 +221,7 @@ def test_the_calibration_error_is_the_mean_distance_of_confidence_from_accuracy(
         ([[1.0, 0.0]] * 4, [0, 0, 0, 1], 0.25),
         ([[0.5, 0.5]] * 4, [0, 1, 0, 1], 0.0),  # unsure, and right half of the time
         ([[0.0, 0.0]] * 2, [0, 1], 0.5),  # a head of sigmoids that sees nothing
+        ([[np.nan, np.nan]] * 2, [0, 1], 0.5),  # a network that diverged
     ],
 )
 def test_calibration_by_hand(scores: list[list[float]], labels: list[int], error: float) -> None:

@@ -114,7 +114,7 @@ def tally(scores: np.ndarray, labels: np.ndarray, indices: np.ndarray | None = N
     found = scores.argmax(axis=-1)
     predictions = np.zeros(len(labels) if count is None else count, np.int64)
     predictions[places] = found
-    confidence = scores.max(axis=-1).astype(np.float64)
+    confidence = np.nan_to_num(scores.max(axis=-1).astype(np.float64))  # a network that diverged is sure of nothing
     bins = np.zeros((BINS, 3))
     rows = np.stack([np.ones(len(labels)), confidence, found == labels], axis=-1)
     np.add.at(bins, np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1), rows)
@@ -232,6 +232,8 @@ def scores_on(
 
     preprocessing: one for each model; the rest, and what is raised, as in `evaluate_model`.
     """
+    if len(preprocessing) != len(models):
+        raise UsageError(f"{len(models)} models and {len(preprocessing)} preprocessings: give one for each model")
     views = [views_of(needs, crops, scales) for needs in preprocessing]
     networks = [at_any_size(model) if scales else model for model in models]
     total = np.zeros((len(images), models[0].outputs[0].shape[-1]))

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 from keras_resnet.errors import UsageError
-from keras_resnet.export.verification import Verification
+from keras_resnet.export.concrete import answers_with, name_of_answer
+from keras_resnet.export.verification import Similarity, Verification
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images
 from keras_resnet.training.runs import versions
@@ -55,14 +56,16 @@ def describe(
     input_type: str,
     labels: Sequence[str],
     calibration: Images | None,
-    verification: Verification | None,
+    verification: Verification | Similarity | None,
     accuracy_verified: bool,
 ) -> dict[str, Any]:
-    """The manifest of a file: contract, source, calibration, what was measured, versions."""
+    """The manifest of a file: contract, source, calibration, what was measured, versions. model: as it answers."""
+    answers = f"[1, {model.outputs[0].shape[-1]}]"
     return {
         **written,
         "format": format,
-        "contract": {"input": {"image": input_type}, "output": {"scores": f"[1, {len(labels)}]"}},
+        "contract": {"input": {"image": input_type}, "output": {name_of_answer(model): answers}},
+        "answers": answers_with(model),
         "model": {"name": model.name, "parameters": model.count_params(), "weights_sha256": hash_of(model)},
         "preprocessing_inside": asdict(preprocessing_of(model)),
         "labels": list(labels),

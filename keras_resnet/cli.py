@@ -16,23 +16,18 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from keras_resnet import __version__
-from keras_resnet.console import load_keras, silenced
+from keras_resnet import __version__, export_commands
+from keras_resnet.console import load_keras
 from keras_resnet.errors import ExportError, InputError, KerasResnetError, UsageError, nearest, unknown
-from keras_resnet.files import check_file, write_bytes, write_csv
+from keras_resnet.export_commands import AGREEMENT, MODEL
+from keras_resnet.files import check_file, read_labels, write_bytes, write_csv
 from keras_resnet.specs import VARIANTS, list_variants, spec_of
 from keras_resnet.training.recipes import RECIPES, Recipe
 
 INTERRUPTED = 130
 MOST_PIXELS = 10_000
 DATA = "'digits', a folder or .tar of class folders, or a .npz"
-MODEL = "a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
-AGREEMENT = "least share of images on which file and network give the same class (default: 0.9)"
 METHODS = ("qat", "prune", "prune-2:4", "cluster", "pqat", "qat-tfmot", "pqat-tfmot", "cqat", "pcqat")
-FORMATS = {
-    "tflite": ("float32", "float16", "dynamic", "int8", "int16x8"),
-    "coreml": ("float16", "float32", "int8", "w8a8", "int4", "palette8", "palette6", "palette4", "prune"),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -208,28 +203,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     one = verb(
         "export",
-        _export,
+        export_commands.run,
         "write a file for a phone, with its labels, manifest and report beside it",
         "keras-resnet export runs/a --format tflite --quantize int8 --calibration photos/ --out a.tflite",
     )
-    one.add_argument("model", help=MODEL)
-    one.add_argument("--format", default="tflite", help=f"one of: {', '.join(FORMATS)} (default: tflite)")
-    one.add_argument(
-        "--quantize",
-        help="tflite: int8 (default), int16x8, dynamic, float16, float32; "
-        "coreml: float16 (default), float32, int8, w8a8, int4, palette8, 6 or 4, prune",
-    )
-    one.add_argument("--target", help="coreml: the oldest system, iOS15 to iOS26 (default: iOS16 or what it needs)")
-    one.add_argument("--calibration", help="images that set ranges and rounding; not those of --data")
-    one.add_argument("--effort", default="normal", help="of rounding weights: low, normal (default) or high")
-    one.add_argument("--data", help="labelled images to verify the file on")
-    one.add_argument("--max-drop", type=float, metavar="POINTS", help="int8: keep parts in float to lose no more")
-    one.add_argument("--keep-float", metavar="PARTS", help="int8: auto, or parts in float: stem,stage4_block2,head")
-    one.add_argument("--labels", metavar="FILE", help="a text file with a label a line")
-    one.add_argument("--author", default="", help="for the file's metadata")
-    one.add_argument("--licence", default="", help="for the file's metadata")
-    one.add_argument("--min-agreement", type=float, metavar="FRACTION", help=AGREEMENT)
-    one.add_argument("--out", required=True, help="the file to write: .tflite or .mlpackage")
+    export_commands.add_options(one)
 
     one = verb(
         "benchmark",
@@ -252,7 +230,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("file", help="a .tflite or .mlpackage file; alone, a .tflite file answers the pictures inside it")
     one.add_argument("--model", help=MODEL)
     one.add_argument("--data", help=DATA)
-    one.add_argument("--min-agreement", type=float, metavar="FRACTION", help=AGREEMENT)
+    one.add_argument("--min-agreement", type=float, metavar="SHARE", help=AGREEMENT)
     one.add_argument("--json", action="store_true")
     return parser, verbs
 
@@ -432,7 +410,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     given = {name: _pixels(name, getattr(options, name)) for name in ("resize", "crop")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     scales = [_pixels("scales", side) or 0 for side in options.scales.split(",")] if options.scales else []
-    labels = _read_labels(options.labels)
+    labels = read_labels(options.labels)
     for path, suffix in ((options.per_class, ".csv"), (options.confusion, ".png"), (options.reliability, ".png")):
         if path is not None:
             check_file(path, (suffix,))
@@ -483,7 +461,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    labels = _read_labels(options.labels)
+    labels = read_labels(options.labels)
     if options.top < 1:
         raise UsageError(f"--top {options.top} must be 1 or more")
     if options.grid is not None:
@@ -514,48 +492,6 @@ def _pixels(name: str, given: str | None) -> int | None:
     if not given.isdecimal() or not 1 <= int(given) <= MOST_PIXELS:
         raise UsageError(f"--{name} {given!r} must be a number of pixels from 1 to {MOST_PIXELS:,}, or none")
     return int(given)
-
-
-def _read_labels(path: str | None) -> list[str] | None:
-    if path is None:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"--labels {path!r} is no text in UTF-8: write a class a line") from error
-
-
-def _export(options: argparse.Namespace) -> None:
-    if options.format not in FORMATS:
-        raise unknown("format", options.format, FORMATS, where="--format")
-    if options.quantize is not None and options.quantize not in FORMATS[options.format]:
-        raise unknown("number format", options.quantize, FORMATS[options.format], where="--quantize")
-    if options.format != "coreml" and options.target:
-        raise UsageError("--target is for --format coreml: a .tflite file asks for no system")
-    if options.format != "tflite" and (options.keep_float or options.max_drop is not None):
-        raise UsageError("--keep-float and --max-drop are for --format tflite")
-    load_keras(debug=options.debug)
-    from keras_resnet.export import to_coreml, to_tflite
-    from keras_resnet.export.concrete import labels_of, open_model
-
-    labels = _read_labels(options.labels)
-    # Weights of other libraries are loaded here, for what is said of them is to be seen.
-    model = options.model if labels_of(options.model) else open_model(options.model)
-    with silenced(not options.debug):
-        same = ("calibration", "effort", "data", "author", "licence", "min_agreement")
-        common: dict[str, Any] = {"labels": labels, **{name: getattr(options, name) for name in same}}
-        if options.format == "coreml":
-            quantize = options.quantize or "float16"
-            artifact = to_coreml(model, options.out, quantize=quantize, target=options.target, **common)
-        else:
-            quantize = options.quantize or "int8"
-            kept = options.keep_float or ""
-            parts = kept if kept == "auto" else [part for part in kept.split(",") if part]
-            artifact = to_tflite(
-                model, options.out, quantize=quantize, keep_float=parts, max_drop=options.max_drop, **common
-            )
-    print(artifact.path)
 
 
 def _compress(options: argparse.Namespace) -> None:
@@ -605,20 +541,25 @@ def _verify(options: argparse.Namespace) -> None:
     if (options.model is None) != (options.data is None):
         raise UsageError("--model and --data go together: the network, and images to compare it and the file on")
     load_keras(debug=options.debug)
-    from keras_resnet.export import self_test, verify
+    from keras_resnet.export import Similarity, self_test, verify
 
     if options.model is None:
         test = self_test(options.file)
         if options.json:
             print(json.dumps({**dataclasses.asdict(test), "passed": test.passed}))
         else:
-            print(f"{test.agreeing} of {test.count} agree; largest difference of a score {test.largest_difference:.4f}")
+            print(f"{test.agreeing} of {test.count} agree; largest difference {test.largest_difference:.4f}")
         if not test.passed:
             raise ExportError(f"{options.file!r} does not answer here as it did when it was made")
         return
     found = verify(options.file, options.model, options.data, min_agreement=options.min_agreement)
     if options.json:
         print(json.dumps(found.as_json()))
+    elif isinstance(found, Similarity):
+        print(
+            f"cosine similarity {found.mean_cosine:.5f}, at worst {found.worst_cosine:.5f}, on {found.count:,} images "
+            f"of {found.data}"
+        )
     else:
         print(
             f"agreement {found.agreement:.2%} on {found.count:,} images of {found.data}; "

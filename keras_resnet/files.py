@@ -121,3 +121,14 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if caught:
             raise KeyboardInterrupt
+
+
+def read_labels(path: str | None) -> list[str] | None:
+    """The lines of a text file, a label each; None for none. Raises InputError for what is no text."""
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--labels {path!r} is no text in UTF-8: write a class a line") from error

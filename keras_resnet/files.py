@@ -50,6 +50,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as (scratch,):
+        scratch.write_bytes(content)
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")

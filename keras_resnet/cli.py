@@ -151,7 +151,14 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--validation", help="images that choose the epoch (default: a tenth of --data)")
     one.add_argument("--test", help="images that the evaluation is on (default: those of --validation)")
     one.add_argument("--run", required=True, metavar="FOLDER", dest="folder", help="the run folder to write")
-    _recipe_options(one, [f.name for f in dataclasses.fields(Recipe) if f.name != "variant"])
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="any field of the recipe: mixup=0.2, ema=0.999",
+    )
+    _recipe_options(one, ("image_size", "epochs", "batch_size", "learning_rate", "augmentation", "seed"))
 
     one = verb(
         "evaluate",
@@ -386,9 +393,9 @@ def _inspect_file(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from keras_resnet.training.recipes import recipe_of
+    from keras_resnet.training.recipes import parse_settings, recipe_of
 
-    changes = _recipe_changes(options)
+    changes = {**parse_settings(options.set), **_recipe_changes(options)}
     if options.variant is not None:
         changes["variant"] = options.variant
     recipe = recipe_of(options.recipe, **changes)

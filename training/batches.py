@@ -1,14 +1,41 @@
-"""From images to batches on the device: what order they come in is a pure function of (seed, epoch, step)."""
+"""From images to batches: a pure function of (seed, epoch, step), whoever asks for whichever part of it.
+
+Nothing here has a state that a restart would lose: the order of an epoch is a permutation drawn from its number, and
+what happens to an image is drawn from its place in the global step, the same for one process and for many.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.augment import Augmentation
+from keras_resnet.training.augment import Augmentation, Draw
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the pictures of a batch come from.
+
+    labels: int64 [n], below `classes`; read: from places int64 [batch] and a Draw to uint8
+    [batch, height, width, channels], all of one size.
+    """
+
+    labels: np.ndarray
+    classes: int
+    read: Callable[[tf.Tensor, Draw], tf.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def held(pixels: np.ndarray, labels: np.ndarray, classes: int) -> Source:
+    """Pictures that are in memory already, uint8 [n, height, width, channels]."""
+    images = tf.constant(pixels)
+    return Source(np.asarray(labels, np.int64), classes, lambda places, draw: tf.gather(images, places))
 
 
 def normalise(images: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
@@ -17,45 +44,59 @@ def normalise(images: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     return (x / preprocessing.scale - tf.constant(preprocessing.mean)) / tf.constant(preprocessing.std)
 
 
+def normalised(batches: tf.data.Dataset, preprocessing: Preprocessing) -> tf.data.Dataset:
+    """The batches with their pixels normalised in the pipeline, for a plain `fit`, which does not do it itself."""
+    return batches.map(lambda x, y: (normalise(x, preprocessing), y)).prefetch(tf.data.AUTOTUNE)
+
+
 def training_batches(
-    pixels: np.ndarray,
-    labels: np.ndarray,
+    source: Source,
     *,
-    classes: int,
-    preprocessing: Preprocessing,
     augmentation: Augmentation,
     batch_size: int,
     seed: int,
-    first_epoch: int,
-    epochs: int,
+    first_step: int = 0,
+    total_steps: int,
+    shard: tuple[int, int] = (0, 1),
+    label_smoothing: float = 0.0,
 ) -> tf.data.Dataset:
-    """Batches (x, one-hot labels) of epochs `first_epoch` to `epochs`: a pure function of (seed, epoch, step).
+    """Batches (uint8 pixels, float32 targets [batch, classes]) of the global steps `first_step` to `total_steps` - 1.
 
-    So a run that goes on in epoch 7 sees what it would have seen. The last batch of an epoch may be smaller.
+    A pure function of (seed, epoch, step): a run that goes on at step 700 sees what it would have seen. Each epoch
+    shows every image once; its last batch may be smaller. batch_size: of the global batch, of which shard=(i, n) gets
+    the i-th of n consecutive parts, uneven where n does not divide it (none for some, where it has fewer images than
+    there are parts): the parts together are the batch of one process, augmented in the same way.
     """
-    count, images, targets = len(pixels), tf.constant(pixels), tf.constant(labels)
-    steps = -(-count // batch_size)
+    count, targets = len(source), tf.constant(source.labels)
+    steps, (index, parts) = -(-count // batch_size), shard
 
     def batch(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        epoch, start = step // steps, step % steps * batch_size
-        positions = tf.range(start, tf.minimum(start + batch_size, count))
-        # The order of an epoch is a permutation drawn from its number, not from a state that a restart would lose.
-        order = tf.random.experimental.index_shuffle(
-            positions, seed=tf.cast(tf.stack([tf.cast(seed, tf.int64), epoch]), tf.int64), max_index=count - 1
+        epoch, begin = step // steps, step % steps * batch_size
+        size = tf.minimum(begin + batch_size, count) - begin
+        start, stop = size * index // parts, size * (index + 1) // parts
+        places = begin + tf.range(start, stop)
+        chosen = tf.random.experimental.index_shuffle(
+            places, seed=tf.stack([tf.constant(seed, tf.int64), epoch]), max_index=count - 1
         )
-        x = augmentation(tf.gather(images, order), tf.stack([tf.cast(seed, tf.int64), step]))
-        return normalise(x, preprocessing), tf.one_hot(tf.gather(targets, order), classes)
+        draw = Draw(seed, step, size, start, stop)
+        x = augmentation(source.read(chosen, draw), draw)
+        y = tf.one_hot(tf.gather(targets, chosen), source.classes)
+        return x, y * (1 - label_smoothing) + label_smoothing / source.classes
 
-    data = tf.data.Dataset.range(first_epoch * steps, epochs * steps)
+    data = tf.data.Dataset.range(first_step, total_steps)
     return data.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(
-    pixels: np.ndarray, labels: np.ndarray, *, classes: int, preprocessing: Preprocessing, batch_size: int
-) -> tf.data.Dataset:
-    """Batches (x, one-hot labels) in the images' own order, each image once."""
-    data = tf.data.Dataset.from_tensor_slices((pixels, labels)).batch(batch_size)
-    return data.map(lambda x, y: (normalise(x, preprocessing), tf.one_hot(y, classes)))
+def evaluation_batches(source: Source, *, batch_size: int) -> tf.data.Dataset:
+    """Batches (uint8 pixels, one-hot targets) in the images' own order, each image once."""
+    count, targets = len(source), tf.constant(source.labels)
+
+    def batch(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        places = tf.range(start, tf.minimum(start + batch_size, count))
+        return source.read(places, Draw(0, 0, 0, 0, 0)), tf.one_hot(tf.gather(targets, places), source.classes)
+
+    data = tf.data.Dataset.range(0, count, batch_size)
+    return data.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
 def batches_of(pixels: np.ndarray, size: int) -> Iterator[np.ndarray]:

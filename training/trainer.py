@@ -19,7 +19,7 @@ from keras_resnet.errors import UsageError, unknown
 from keras_resnet.files import check_space, replacing, write_json
 from keras_resnet.training import checkpoint, plots
 from keras_resnet.training.augment import AUGMENTATIONS
-from keras_resnet.training.batches import evaluation_batches, training_batches
+from keras_resnet.training.batches import evaluation_batches, held, normalised, training_batches
 from keras_resnet.training.data import open_images
 from keras_resnet.training.evaluation import Evaluation, evaluate_model
 from keras_resnet.training.images import Images
@@ -77,23 +77,22 @@ def train(
     _compile(model, recipe, steps)
     finished = checkpoint.restore(model, opened.checkpoints)
     history = opened.read_history()[:finished]
-    common: dict[str, Any] = {
-        "classes": len(training.classes),
-        "preprocessing": preprocessing,
-        "batch_size": recipe.batch_size,
-    }
     if finished < recipe.epochs:
+        batches = training_batches(
+            held(pixels, training.labels, len(training.classes)),
+            augmentation=AUGMENTATIONS[recipe.augmentation],
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            first_step=finished * steps,
+            total_steps=recipe.epochs * steps,
+            label_smoothing=recipe.label_smoothing,
+        )
+        judged = evaluation_batches(
+            held(held_out_pixels, held_out.labels, len(training.classes)), batch_size=recipe.batch_size
+        )
         model.fit(
-            training_batches(
-                pixels,
-                training.labels,
-                augmentation=AUGMENTATIONS[recipe.augmentation],
-                seed=recipe.seed,
-                first_epoch=finished,
-                epochs=recipe.epochs,
-                **common,
-            ),
-            validation_data=evaluation_batches(held_out_pixels, held_out.labels, **common),
+            normalised(batches, preprocessing),
+            validation_data=normalised(judged, preprocessing),
             initial_epoch=finished,
             epochs=recipe.epochs,
             steps_per_epoch=steps,
@@ -156,7 +155,7 @@ def _compile(model: keras.Model, recipe: Recipe, steps: int) -> None:
     )
     # Normalisation and biases have no scale to shrink (arXiv:1706.02677, section 5.3).
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
+    loss = keras.losses.CategoricalCrossentropy()
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
 
 

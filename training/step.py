@@ -24,6 +24,26 @@ Logs = dict[str, Tensor]
 LOSS, CORRECT, COUNT = range(3)  # places in `State.totals`; behind them, one a worker, who asked to stop
 
 
+class Wishes:
+    """Who wants to stop: this process as it says, and all of them as known behind a step, in every process alike.
+
+    Its variables belong to this process and not to a strategy: make it outside the strategy's scope.
+    """
+
+    def __init__(self, workers: int = 1, worker: int = 0) -> None:
+        self.worker = worker
+        self.own = tf.Variable(tf.zeros([workers], tf.float64), trainable=False)
+        self.known = tf.Variable(tf.zeros([workers], tf.float64), trainable=False)
+
+    def ask(self) -> None:
+        """Tell every process at its next step that this one wants to stop."""
+        self.own.scatter_nd_update([[self.worker]], [1.0])
+
+    def asked_by(self) -> list[int]:
+        """The workers that want to stop, as known behind the last step."""
+        return [i for i, asked in enumerate(self.known.numpy()) if asked]
+
+
 @dataclass
 class State:
     """What a step leaves behind besides weights and the optimizer's variables, equal on every replica.
@@ -61,8 +81,7 @@ class StepModel(keras.Model):
         accumulate: int = 1,
         average: float = 0.0,
         synchronized: bool = False,
-        workers: int = 1,
-        worker: int = 0,
+        wishes: Wishes | None = None,
     ) -> StepModel:
         """Make it ready for `fit` and `evaluate`; call it, as the constructor, in the strategy's scope.
 
@@ -71,7 +90,7 @@ class StepModel(keras.Model):
             to which gradients are scaled in between. accumulate: parts of a batch that are computed one behind the
             other. average: decay of the moving average of weights and statistics, 0 for none (as
             tf.train.ExponentialMovingAverage with num_updates). synchronized: batch statistics are global, and equal
-            without help. workers, worker: how many processes there are, and which one this is.
+            without help. wishes: of the processes to stop.
         """
         self._rule = {"loss": loss, "preprocessing": preprocessing}
         self._batch_size, self._accumulate, self._decay = batch_size, accumulate, average
@@ -83,27 +102,18 @@ class StepModel(keras.Model):
         self.state = State(_variable("totals", tf.zeros([3], tf.float64)))
         if average:
             self.state.averages = [_variable("average", tf.identity(v.value)) for v in self.averaged]
-        # Of this process alone, so it is no variable of the strategy.
-        self._asked = _Local(workers, worker)
+        self.wishes = wishes or Wishes()
         return self
 
     @property
     def statistics(self) -> list[keras.Variable]:
         """The moving statistics of the batch normalisations."""
-        return [v for v in self.non_trainable_variables if tf.as_dtype(v.dtype).is_floating]
+        return [v for v in self.non_trainable_variables if v.name.startswith("moving_")]
 
     @property
     def averaged(self) -> list[keras.Variable]:
         """What the moving average is of."""
-        return [*self.trainable_variables, *self.statistics]
-
-    def ask_to_stop(self) -> None:
-        """Tell every process at its next step that this one wants to stop."""
-        self._asked.asked.scatter_nd_update([[self._asked.worker]], [1.0])
-
-    def who_asked(self) -> list[int]:
-        """The workers that asked to stop, as known behind the last step, the same in every process."""
-        return [i for i, asked in enumerate(self._asked.known.numpy()) if asked]
+        return list(self.weights)
 
     def train_step(self, data: Any) -> Logs:
         """One update from a replica's part of a global batch (x, y), or (x, y, weight)."""
@@ -125,7 +135,7 @@ class StepModel(keras.Model):
             sums += measured
         mixed = [] if self._synchronized or context.num_replicas_in_sync == 1 else self.statistics
         shares = [v * tf.cast(sums[COUNT], v.dtype) for v in mixed]
-        wishes = tf.cast(tf.concat([sums, self._asked.asked], axis=0), gradients[0].dtype)  # one type, one all-reduce
+        wishes = tf.cast(tf.concat([sums, self.wishes.own], axis=0), gradients[0].dtype)  # one type, one all-reduce
         *everything, wishes = context.all_reduce(tf.distribute.ReduceOp.SUM, [*gradients, *shares, wishes])
         wishes = tf.cast(wishes, tf.float64)
         sums = wishes[:3]
@@ -136,7 +146,7 @@ class StepModel(keras.Model):
             variable.assign(total / tf.cast(sums[COUNT], total.dtype))
         self.optimizer.apply_gradients(zip(gradients, weights, strict=True))
         self._move_averages()
-        self._asked.known.assign(wishes[3:])
+        self.wishes.known.assign(wishes[3:])
         return self._logs(sums)
 
     def test_step(self, data: Any) -> Logs:
@@ -179,16 +189,6 @@ class StepModel(keras.Model):
 
     def _maybe_symbolic_build(self, *arguments: Any, **keywords: Any) -> None:
         """As `_symbolic_build`; Keras takes the batch for it from the data, which is one batch short then."""
-
-
-class _Local:
-    """The wish to stop: of this process, and of all behind a step. Not part of what a checkpoint holds."""
-
-    def __init__(self, workers: int, worker: int) -> None:
-        self.worker = worker
-        with tf.init_scope():
-            self.asked = tf.Variable(tf.zeros([workers], tf.float64), trainable=False)
-            self.known = tf.Variable(tf.zeros([workers], tf.float64), trainable=False)
 
 
 def _variable(name: str, value: Any) -> keras.Variable:

@@ -18,7 +18,7 @@ from keras_resnet import models
 from keras_resnet.errors import UsageError, unknown
 from keras_resnet.files import check_space, replacing, write_json
 from keras_resnet.training import checkpoint, plots
-from keras_resnet.training.augment import AUGMENTATIONS
+from keras_resnet.training.augment import AUGMENTATIONS, Treatment
 from keras_resnet.training.batches import evaluation_batches, held, normalised, training_batches
 from keras_resnet.training.data import open_images
 from keras_resnet.training.evaluation import Evaluation, evaluate_model
@@ -80,12 +80,11 @@ def train(
     if finished < recipe.epochs:
         batches = training_batches(
             held(pixels, training.labels, len(training.classes)),
-            augmentation=AUGMENTATIONS[recipe.augmentation],
+            Treatment.of(recipe),
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             first_step=finished * steps,
             total_steps=recipe.epochs * steps,
-            label_smoothing=recipe.label_smoothing,
         )
         judged = evaluation_batches(
             held(held_out_pixels, held_out.labels, len(training.classes)), batch_size=recipe.batch_size

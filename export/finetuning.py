@@ -17,7 +17,8 @@ from tqdm import tqdm
 from keras_resnet.errors import InputError
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.augment import Treatment
-from keras_resnet.training.batches import evaluation_batches, held, normalised, training_batches
+from keras_resnet.training.batches import evaluation_batches, normalised, training_batches
+from keras_resnet.training.sources import held
 
 # What a classifier is fine-tuned by: the name of a loss in both libraries, and its settings
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,8 +15,9 @@ from keras_resnet.errors import InputError, KerasResnetError, UsageError
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training import open_images
 from keras_resnet.training.augment import Treatment
-from keras_resnet.training.batches import evaluation_batches, held, normalise, training_batches
+from keras_resnet.training.batches import evaluation_batches, normalise, training_batches
 from keras_resnet.training.images import Images
+from keras_resnet.training.sources import held
 from tests.pictures import COLOURS, colour_folder
 
 PLAIN = Preprocessing(resize=0, crop=0, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -6,8 +6,7 @@ what happens to an image is drawn from its place in the global step, the same fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -15,29 +14,7 @@ import tensorflow as tf
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.augment import Treatment
 from keras_resnet.training.draws import CROP, Draw
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the pictures of a batch come from.
-
-    labels: int64 [n], below `classes`; read: from places int64 [batch] and random numbers float32 [batch, `numbers`]
-    in 0..1 to uint8 [batch, height, width, channels], all of one size.
-    """
-
-    labels: np.ndarray
-    classes: int
-    read: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-    numbers: int = 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def held(pixels: np.ndarray, labels: np.ndarray, classes: int) -> Source:
-    """Pictures that are in memory already, uint8 [n, height, width, channels]."""
-    images = tf.constant(pixels)
-    return Source(np.asarray(labels, np.int64), classes, lambda places, numbers: tf.gather(images, places))
+from keras_resnet.training.sources import Source
 
 
 def normalise(images: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
@@ -77,11 +54,12 @@ def training_batches(
         start, stop = size * index // parts, size * (index + 1) // parts
         # Partners that are mixed stand side by side; one that another worker has is made here too, and left out below.
         first, last = (start // 2 * 2, tf.minimum((stop + 1) // 2 * 2, size)) if treatment.mixes else (start, stop)
-        chosen = tf.random.experimental.index_shuffle(
-            (begin + tf.range(first, last)) // treatment.repeats,
+        order = tf.random.experimental.index_shuffle(  # of the whole batch, for it takes no empty part
+            (begin + tf.range(size)) // treatment.repeats,
             seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
             max_index=count - 1,
         )
+        chosen = order[first:last]
         draw = Draw(seed, step, size, first, last)
         y = tf.one_hot(tf.gather(targets, chosen), source.classes)
         x, y = treatment(source.read(chosen, draw.uniform(source.numbers, CROP)), y, draw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from keras_resnet.errors import UsageError, unknown
 from keras_resnet.files import check_space, replacing, write_json
 from keras_resnet.training import checkpoint, plots
 from keras_resnet.training.augment import AUGMENTATIONS, Treatment
-from keras_resnet.training.batches import evaluation_batches, held, normalised, training_batches
+from keras_resnet.training.batches import evaluation_batches, normalised, training_batches
 from keras_resnet.training.data import open_images
 from keras_resnet.training.evaluation import Evaluation, evaluate_model
 from keras_resnet.training.images import Images
 from keras_resnet.training.recipes import Recipe, recipe_of
 from keras_resnet.training.runs import Run, check_run_folder, open_run
+from keras_resnet.training.sources import fitted_source, naming_damaged_images, training_source
 from keras_resnet.weights import load_model
 
 VALIDATION_FRACTION = 0.1
@@ -39,13 +40,16 @@ def train(
     *,
     validation: str | os.PathLike[str] | Images | None = None,
     test: str | os.PathLike[str] | Images | None = None,
+    damaged: str = "error",
+    cache: str = "auto",
     progress: bool = True,
 ) -> Run:
     """Train a network and evaluate its best epoch; the same call goes on with a run that was stopped.
 
     recipe: a name of `RECIPES` or a Recipe; data, validation, test: what `open_images` takes, or Images of the same
     classes; without `validation` a tenth of `data` serves; without `test` the evaluation is on the validation images.
-    run: the folder to write. progress: a bar with the time left on stderr.
+    damaged: "error" or "skip", as for `open_images`; run.json lists what was skipped. cache: where pixels are kept
+    between epochs, as for `training_source`. run: the folder to write. progress: a bar with the time left on stderr.
 
     The best epoch is that of the highest validation accuracy, of those the lowest loss. A run that is complete is
     returned as it is. Raises UsageError, InputError before training starts.
@@ -55,19 +59,23 @@ def train(
         raise unknown("augmentation", recipe.augmentation, AUGMENTATIONS, where="augmentation=")
     check_run_folder(run)
     plots.check_installed()
-    training, held_out, tested = _open_parts(data, validation, test)
+    training, held_out, tested = _open_parts(data, validation, test, damaged)
     preprocessing = recipe.preprocessing
     keras.utils.set_random_seed(recipe.seed)
+    side = recipe.image_size if recipe.evaluation_size == recipe.image_size else None
     model = models.build(
         recipe.variant,
         classes=len(training.classes),
-        input_shape=(recipe.image_size, recipe.image_size, 3),
+        input_shape=(side, side, 3),
         preprocessing=preprocessing,
+        weights=recipe.weights or None,
         **recipe.network,
     )
     check_space(run, model.count_params() * 4 * VARIABLES_A_WEIGHT * COPIES)
-    # All are decoded now, the test images too: a damaged one shall not wait for the end of the training.
-    pixels, held_out_pixels, _ = (part.pixels(preprocessing) for part in (training, held_out, tested))
+    # What memory holds is decoded now, the test images too: a damaged one shall not wait for the end of the training.
+    source, judged = training_source(training, recipe, cache), fitted_source(held_out, preprocessing, cache)
+    if tested is not held_out:
+        fitted_source(tested, preprocessing, cache)
     devices = [device.name for device in tf.config.get_visible_devices()]
     opened = open_run(run, recipe, _describe(training=training, validation=held_out, test=tested), devices)
     if opened.is_complete:
@@ -79,26 +87,24 @@ def train(
     history = opened.read_history()[:finished]
     if finished < recipe.epochs:
         batches = training_batches(
-            held(pixels, training.labels, len(training.classes)),
+            source,
             Treatment.of(recipe),
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             first_step=finished * steps,
             total_steps=recipe.epochs * steps,
         )
-        judged = evaluation_batches(
-            held(held_out_pixels, held_out.labels, len(training.classes)), batch_size=recipe.batch_size
-        )
-        model.fit(
-            normalised(batches, preprocessing),
-            validation_data=normalised(judged, preprocessing),
-            initial_epoch=finished,
-            epochs=recipe.epochs,
-            steps_per_epoch=steps,
-            callbacks=[_Recorder(opened, history), *([_Progress(steps)] if progress else [])],
-            shuffle=False,
-            verbose=0,
-        )
+        with naming_damaged_images():
+            model.fit(
+                normalised(batches, preprocessing),
+                validation_data=normalised(evaluation_batches(judged, batch_size=recipe.batch_size), preprocessing),
+                initial_epoch=finished,
+                epochs=recipe.epochs,
+                steps_per_epoch=steps,
+                callbacks=[_Recorder(opened, history), *([_Progress(steps)] if progress else [])],
+                shuffle=False,
+                verbose=0,
+            )
     _finish(opened, tested)
     return opened
 
@@ -122,23 +128,32 @@ def _finish(run: Run, tested: Images) -> None:
     write_json(run.evaluation, {**asdict(result), "data_hash": tested.hash})
 
 
-def _open_parts(data: Any, validation: Any, test: Any) -> tuple[Images, Images, Images]:
+def _open_parts(data: Any, validation: Any, test: Any, damaged: str) -> tuple[Images, Images, Images]:
     """The images that train, that choose the epoch, and that the evaluation is on, all of the same classes."""
-    training = open_images(data)
-    held_out, tested = (None if source is None else open_images(source) for source in (validation, test))
+    training = open_images(data, damaged=damaged)
+    held_out, tested = (
+        None if source is None else open_images(source, damaged=damaged) for source in (validation, test)
+    )
     for part in (held_out, tested):
         if part is not None and part.classes != training.classes:
             raise UsageError(f"data {part.name!r} has classes {part.classes}, but {training.name!r} {training.classes}")
     if held_out is None:
+        skipped = training.skipped
         held_out, training = training.split(VALIDATION_FRACTION, seed=0)
+        training = replace(training, skipped=skipped)
     return training, held_out, tested or held_out
 
 
 def _describe(**parts: Images) -> dict[str, Any]:
     return {
         "classes": list(parts["training"].classes),
-        **{part: {"name": images.name, "count": len(images), "hash": images.hash} for part, images in parts.items()},
+        **{part: _describe_part(images) for part, images in parts.items()},
     }
+
+
+def _describe_part(images: Images) -> dict[str, Any]:
+    skipped = {"skipped": list(images.skipped)} if images.skipped else {}
+    return {"name": images.name, "count": len(images), "hash": images.hash, **skipped}
 
 
 def _compile(model: keras.Model, recipe: Recipe, steps: int) -> None:

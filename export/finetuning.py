@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from keras_resnet.errors import InputError
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.augment import AUGMENTATIONS
-from keras_resnet.training.batches import evaluation_batches, held, normalised, training_batches
+from keras_resnet.training.augment import Treatment
+from keras_resnet.training.batches import evaluation_batches, normalised, training_batches
+from keras_resnet.training.sources import held
 
 # What a classifier is fine-tuned by: the name of a loss in both libraries, and its settings
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,7 +50,7 @@ class Material:
         """The batches of one epoch, the same for the same number."""
         batches = training_batches(
             held(self.pixels, self.labels, self.classes),
-            augmentation=AUGMENTATIONS[self.augmentation],
+            Treatment(self.augmentation),
             batch_size=self.batch_size,
             seed=self.seed,
             first_step=number * self.steps,

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from keras_resnet.errors import InputError, KerasResnetError, UsageError
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training import open_images
-from keras_resnet.training.augment import AUGMENTATIONS, Draw
-from keras_resnet.training.batches import evaluation_batches, held, normalise, training_batches
+from keras_resnet.training.augment import Treatment
+from keras_resnet.training.batches import evaluation_batches, normalise, training_batches
 from keras_resnet.training.images import Images
+from keras_resnet.training.sources import held
 from tests.pictures import COLOURS, colour_folder
 
 PLAIN = Preprocessing(resize=0, crop=0, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -195,7 +195,7 @@ def batches(first_step: int, total_steps: int, *, seed: int = 1, shard: tuple[in
     pixels = np.arange(COUNT, dtype=np.uint8).reshape(COUNT, 1, 1, 1) * np.ones((1, 8, 8, 3), np.uint8)
     data = training_batches(
         held(pixels, np.arange(COUNT) % 3, 4),
-        augmentation=AUGMENTATIONS["none"],
+        Treatment("none"),
         batch_size=4,
         seed=seed,
         first_step=first_step,
@@ -236,51 +236,6 @@ def test_evaluation_keeps_the_order_of_the_images() -> None:
     data = evaluation_batches(held(pixels, np.arange(7) % 2, 2), batch_size=3)
     assert np.concatenate([x[:, 0, 0, 0] for x, _ in data]).tolist() == list(range(7))
     assert np.concatenate([y.numpy().argmax(1) for _, y in data]).tolist() == [0, 1, 0, 1, 0, 1, 0]
-
-
-def whole(seed: int, step: int, count: int) -> Draw:
-    """The draws of a batch that is not parted."""
-    return Draw(seed, step, count, 0, count)
-
-
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_an_augmentation_is_a_function_of_its_seed_and_keeps_shape_and_type(name: str) -> None:
-    images = tf.constant(np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uint8))
-    results = [AUGMENTATIONS[name](images, whole(1, step, 16)).numpy() for step in (2, 2, 3)]
-    assert results[0].shape == images.shape
-    assert results[0].dtype == np.uint8
-    assert np.array_equal(results[0], results[1])
-    assert np.array_equal(results[0], results[2]) == (name == "none")
-
-
-def test_a_shift_moves_by_whole_pixels_up_to_an_eighth_and_fills_with_black() -> None:
-    images = np.zeros((300, 16, 32, 3), np.uint8)
-    images[:, 8, 16] = 255
-    moved = AUGMENTATIONS["shift"](tf.constant(images), whole(0, 0, 300)).numpy()
-    rows, columns = np.nonzero(moved[..., 0])[1:]
-    assert len(rows) == 300
-    assert set(rows - 8) == set(range(-2, 3))
-    assert set(columns - 16) == set(range(-4, 5))
-
-
-def test_half_of_the_images_are_mirrored() -> None:
-    images = np.zeros((400, 8, 32, 3), np.uint8)
-    images[:, :, :8] = 255
-    flipped = AUGMENTATIONS["shift_flip"](tf.constant(images), whole(5, 0, 400)).numpy()
-    on_the_right = (flipped[:, 4, 24:, 0].astype(int).sum(axis=1) > 0).mean()
-    assert 0.4 < on_the_right < 0.6  # binomial(400, 0.5): four standard deviations
-
-
-def test_an_affine_change_keeps_the_middle_where_it_was_on_average() -> None:
-    images = np.zeros((500, 33, 33, 3), np.uint8)
-    images[:, 14:19, 14:19] = 255
-    moved = AUGMENTATIONS["affine"](tf.constant(images), whole(7, 0, 500)).numpy()[..., 0].astype(float)
-    grid = np.arange(33)
-    mass = moved.sum(axis=(1, 2))
-    for axis in (1, 2):
-        centres = (moved.sum(axis=3 - axis) * grid).sum(axis=1) / mass
-        assert abs(centres.mean() - 16) < 0.25  # uniform within 2 pixels: four standard errors
-        assert np.abs(centres - 16).max() < 3
 
 
 def test_a_class_name_of_two_lines_or_none_is_refused(tmp_path: Path) -> None:

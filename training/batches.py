@@ -6,36 +6,15 @@ what happens to an image is drawn from its place in the global step, the same fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.augment import Augmentation, Draw
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the pictures of a batch come from.
-
-    labels: int64 [n], below `classes`; read: from places int64 [batch] and a Draw to uint8
-    [batch, height, width, channels], all of one size.
-    """
-
-    labels: np.ndarray
-    classes: int
-    read: Callable[[tf.Tensor, Draw], tf.Tensor]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def held(pixels: np.ndarray, labels: np.ndarray, classes: int) -> Source:
-    """Pictures that are in memory already, uint8 [n, height, width, channels]."""
-    images = tf.constant(pixels)
-    return Source(np.asarray(labels, np.int64), classes, lambda places, draw: tf.gather(images, places))
+from keras_resnet.training.augment import Treatment
+from keras_resnet.training.draws import CROP, Draw
+from keras_resnet.training.sources import Source
 
 
 def normalise(images: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
@@ -51,21 +30,20 @@ def normalised(batches: tf.data.Dataset, preprocessing: Preprocessing) -> tf.dat
 
 def training_batches(
     source: Source,
+    treatment: Treatment,
     *,
-    augmentation: Augmentation,
     batch_size: int,
     seed: int,
     first_step: int = 0,
     total_steps: int,
     shard: tuple[int, int] = (0, 1),
-    label_smoothing: float = 0.0,
 ) -> tf.data.Dataset:
     """Batches (uint8 pixels, float32 targets [batch, classes]) of the global steps `first_step` to `total_steps` - 1.
 
     A pure function of (seed, epoch, step): a run that goes on at step 700 sees what it would have seen. Each epoch
-    shows every image once; its last batch may be smaller. batch_size: of the global batch, of which shard=(i, n) gets
-    the i-th of n consecutive parts, uneven where n does not divide it (none for some, where it has fewer images than
-    there are parts): the parts together are the batch of one process, augmented in the same way.
+    shows every image once (with `repeats`, some of them so often); its last batch may be smaller. batch_size: of the
+    global batch, of which shard=(i, n) gets the i-th of n consecutive parts, uneven where n does not divide it (none
+    for some, where it has fewer images than there are parts): the parts together are the batch of one process.
     """
     count, targets = len(source), tf.constant(source.labels)
     steps, (index, parts) = -(-count // batch_size), shard
@@ -74,14 +52,18 @@ def training_batches(
         epoch, begin = step // steps, step % steps * batch_size
         size = tf.minimum(begin + batch_size, count) - begin
         start, stop = size * index // parts, size * (index + 1) // parts
-        places = begin + tf.range(start, stop)
-        chosen = tf.random.experimental.index_shuffle(
-            places, seed=tf.stack([tf.constant(seed, tf.int64), epoch]), max_index=count - 1
+        # Partners that are mixed stand side by side; one that another worker has is made here too, and left out below.
+        first, last = (start // 2 * 2, tf.minimum((stop + 1) // 2 * 2, size)) if treatment.mixes else (start, stop)
+        order = tf.random.experimental.index_shuffle(  # of the whole batch, for it takes no empty part
+            (begin + tf.range(size)) // treatment.repeats,
+            seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
+            max_index=count - 1,
         )
-        draw = Draw(seed, step, size, start, stop)
-        x = augmentation(source.read(chosen, draw), draw)
+        chosen = order[first:last]
+        draw = Draw(seed, step, size, first, last)
         y = tf.one_hot(tf.gather(targets, chosen), source.classes)
-        return x, y * (1 - label_smoothing) + label_smoothing / source.classes
+        x, y = treatment(source.read(chosen, draw.uniform(source.numbers, CROP)), y, draw)
+        return x[start - first : stop - first], y[start - first : stop - first]
 
     data = tf.data.Dataset.range(first_step, total_steps)
     return data.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
@@ -93,7 +75,8 @@ def evaluation_batches(source: Source, *, batch_size: int) -> tf.data.Dataset:
 
     def batch(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         places = tf.range(start, tf.minimum(start + batch_size, count))
-        return source.read(places, Draw(0, 0, 0, 0, 0)), tf.one_hot(tf.gather(targets, places), source.classes)
+        numbers = tf.zeros([tf.size(places), source.numbers])
+        return source.read(places, numbers), tf.one_hot(tf.gather(targets, places), source.classes)
 
     data = tf.data.Dataset.range(0, count, batch_size)
     return data.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)

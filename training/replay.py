@@ -54,9 +54,11 @@ def verify_run(
         raise InputError(f"run {str(run.folder)!r} does not say where its images came from: give data= (--data)")
     recipe = run.recipe
     before, stored = _last_two(run)
-    training, held_out, _ = open_parts(sources["data"], sources.get("validation"), None)
+    parts = said.get("data", {})
+    damaged = "skip" if any("skipped" in part for part in parts.values() if isinstance(part, dict)) else "error"
+    training, held_out, _ = open_parts(sources["data"], sources.get("validation"), None, damaged)
     described = describe(training=training, validation=held_out)
-    check_same(run, "data", described, said.get("data", {}))
+    check_same(run, "data", described, parts)
     with deterministic():
         session = open_session(recipe, training, held_out, Place())
         step, rows = 0, []

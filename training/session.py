@@ -16,12 +16,13 @@ from tqdm import tqdm
 from keras_resnet import models
 from keras_resnet.errors import UsageError
 from keras_resnet.normalisation import fuse
-from keras_resnet.training.augment import AUGMENTATIONS
-from keras_resnet.training.batches import Source, evaluation_batches, held, training_batches
+from keras_resnet.training.augment import Treatment
+from keras_resnet.training.batches import evaluation_batches, training_batches
 from keras_resnet.training.checkpoint import Checkpoint, Groups, captured, restore
 from keras_resnet.training.images import Images
 from keras_resnet.training.optimisation import ACTIVATIONS, LOSSES, optimizer_of
 from keras_resnet.training.recipes import Recipe
+from keras_resnet.training.sources import Source, fitted_source, naming_damaged_images, training_source
 from keras_resnet.training.step import StepModel, Wishes
 from keras_resnet.training.strategy import Place
 
@@ -65,13 +66,12 @@ class Session:
             self.place.batches(
                 lambda index, count: training_batches(
                     self.source,
-                    augmentation=AUGMENTATIONS[recipe.augmentation],
+                    Treatment.of(recipe),
                     batch_size=recipe.batch_size,
                     seed=recipe.seed,
                     first_step=first_step,
                     total_steps=self.total,
                     shard=(index, count),
-                    label_smoothing=recipe.label_smoothing,
                 )
             )
         )
@@ -81,7 +81,7 @@ class Session:
         if number % self.steps == 0:
             self.model.reset_metrics()
         self.model.make_train_function()
-        with self.place.watched():
+        with self.place.watched(), naming_damaged_images():
             return float(np.asarray(self.model.train_function(batches)["loss"]))
 
     def figures(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class Session:
             variable.assign(value.numpy())
         batch_size = self.recipe.batch_size
         data = self.place.batches(lambda i, n: part_of(evaluation_batches(self.held_out, batch_size=batch_size), i, n))
-        with self.place.watched():
+        with self.place.watched(), naming_damaged_images():
             found = self.judge.evaluate(data, steps=-(-len(self.held_out) // batch_size), verbose=0, return_dict=True)
         return {f"val_{name}": float(found[name]) for name in ("accuracy", "loss")}
 
@@ -138,8 +138,11 @@ class Session:
         restore(checkpoint, self.groups)
 
 
-def open_session(recipe: Recipe, training: Images, held_out: Images, place: Place) -> Session:
-    """The networks of a run, freshly initialised, and its images, decoded. Raises UsageError, InputError."""
+def open_session(recipe: Recipe, training: Images, held_out: Images, place: Place, cache: str = "auto") -> Session:
+    """The networks of a run, freshly initialised, and its images; cache as for `training_source`.
+
+    Raises UsageError, InputError.
+    """
     _check_batches(recipe, len(training), place.replicas)
     classes = len(training.classes)
     keras.utils.set_random_seed(recipe.seed)
@@ -173,8 +176,7 @@ def open_session(recipe: Recipe, training: Images, held_out: Images, place: Plac
         with _precision("float32"):
             plain = models.build(recipe.variant, input_shape=(side, side, 3), **shared)
         judge = StepModel(plain.inputs, plain.outputs).prepare(loss, preprocessing=recipe.preprocessing)
-    source = held(training.pixels(recipe.training_preprocessing), training.labels, classes)
-    judged = held(held_out.pixels(recipe.preprocessing), held_out.labels, classes)
+    source, judged = training_source(training, recipe, cache), fitted_source(held_out, recipe.preprocessing, cache)
     return Session(recipe, place, source, judged, model, judge, plain)
 
 

@@ -155,10 +155,11 @@ class Place:
         try:
             yield
         except LOST as error:
-            if self.cluster is None:
+            lost = "" if self.cluster is None else _lost(self.cluster, str(error))
+            if self.cluster is None or not lost:
                 raise
             raise WorkerError(
-                f"{_lost(self.cluster, str(error))} does not answer any more, so {self.cluster.address} stops: start "
+                f"{lost} does not answer any more, so {self.cluster.address} stops: start "
                 "all workers again, and the run goes on from its last checkpoint"
             ) from error
 
@@ -245,7 +246,7 @@ def _lost(cluster: Cluster, message: str) -> str:
     named &= set(range(len(cluster.addresses)))
     silent = [i for i, a in enumerate(cluster.addresses) if i != cluster.index and not _answers(a)]
     found = silent or sorted(named)
-    return ", ".join(cluster.addresses[i] for i in found) or "another worker"
+    return ", ".join(cluster.addresses[i] for i in found)
 
 
 def _answers(address: str) -> bool:

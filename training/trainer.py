@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from keras_resnet.training.interruption import Terminated, Termination, locked
 from keras_resnet.training.recipes import Recipe, recipe_of
 from keras_resnet.training.runs import Run, check_run_folder, open_run
 from keras_resnet.training.session import Session, open_session
+from keras_resnet.training.sources import fitted_source
 from keras_resnet.training.strategy import deterministic, open_place
 from keras_resnet.weights import load_model
 
 VALIDATION_FRACTION = 0.1
 COPIES = checkpoint.KEPT + 2  # checkpoints kept, the one being written, and the model
-DECODED = 256  # pictures at a time
 COMPLETE = b"complete"
 Row = dict[str, float]
 
@@ -49,6 +49,8 @@ def train(
     *,
     validation: str | os.PathLike[str] | Images | None = None,
     test: str | os.PathLike[str] | Images | None = None,
+    damaged: str = "error",
+    cache: str = "auto",
     strategy: str = "auto",
     progress: bool = True,
 ) -> Run:
@@ -56,8 +58,10 @@ def train(
 
     recipe: a name of `RECIPES` or a Recipe; data, validation, test: what `open_images` takes, or Images of the same
     classes; without `validation` a tenth of `data` serves; without `test` the evaluation is on the validation images.
-    run: the folder to write. strategy: where it takes place, a name of `STRATEGIES`; with several workers, each makes
-    this call and the first alone writes. progress: a bar with the time left on stderr.
+    damaged: "error" or "skip", as for `open_images`; run.json lists what was skipped. cache: where pixels are kept
+    between epochs, as for `training_source`. run: the folder to write. strategy: where it takes place, a name of
+    `STRATEGIES`; with several workers, each makes this call and the first alone writes. progress: a bar with the time
+    left on stderr.
 
     The best epoch is that of the highest validation accuracy, of those the lowest loss. A run that is complete is
     returned as it is. A run that was stopped, in the middle of an epoch too, ends with the weights and the history of
@@ -74,12 +78,12 @@ def train(
     with contextlib.ExitStack() as stack:
         termination = stack.enter_context(Termination().noticed())
         stack.enter_context(deterministic())
-        training, held_out, tested = open_parts(data, validation, test)
+        training, held_out, tested = open_parts(data, validation, test, damaged)
         described = describe(training=training, validation=held_out, test=tested)
         place.check_equal("a recipe or data", _digest(recipe, described))
-        session = open_session(recipe, training, held_out, place)
-        for _ in tested.batches(recipe.preprocessing, DECODED):
-            pass  # a damaged test image shall not wait for the end of the training
+        session = open_session(recipe, training, held_out, place, cache)
+        if tested is not held_out:  # what memory holds is decoded now: a damaged image shall not wait for the end
+            fitted_source(tested, recipe.preprocessing, cache)
 
         def begin() -> bytes:
             check_space(opened.folder, session.size_bytes * COPIES)
@@ -121,23 +125,33 @@ def _finish(run: Run, tested: Images) -> None:
     write_json(run.evaluation, {**asdict(result), "data_hash": tested.hash})
 
 
-def open_parts(data: Any, validation: Any, test: Any) -> tuple[Images, Images, Images]:
+def open_parts(data: Any, validation: Any, test: Any, damaged: str) -> tuple[Images, Images, Images]:
     """The images that train, that choose the epoch, and that the evaluation is on, all of the same classes."""
-    training = open_images(data)
-    held_out, tested = (None if source is None else open_images(source) for source in (validation, test))
+    training = open_images(data, damaged=damaged)
+    held_out, tested = (
+        None if source is None else open_images(source, damaged=damaged) for source in (validation, test)
+    )
     for part in (held_out, tested):
         if part is not None and part.classes != training.classes:
             raise UsageError(f"data {part.name!r} has classes {part.classes}, but {training.name!r} {training.classes}")
     if held_out is None:
+        skipped = training.skipped
         held_out, training = training.split(VALIDATION_FRACTION, seed=0)
+        training = replace(training, skipped=skipped)
     return training, held_out, tested or held_out
 
 
 def describe(**parts: Images) -> dict[str, Any]:
+    """What run.json says of the images of a run."""
     return {
         "classes": list(parts["training"].classes),
-        **{part: {"name": images.name, "count": len(images), "hash": images.hash} for part, images in parts.items()},
+        **{part: _describe_part(images) for part, images in parts.items()},
     }
+
+
+def _describe_part(images: Images) -> dict[str, Any]:
+    skipped = {"skipped": list(images.skipped)} if images.skipped else {}
+    return {"name": images.name, "count": len(images), "hash": images.hash, **skipped}
 
 
 def _digest(recipe: Recipe, described: dict[str, Any]) -> bytes:

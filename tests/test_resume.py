@@ -214,7 +214,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_checkpoint(
         train(RECIPE, colours, tmp_path / "a", progress=False)
     found = checkpoint.newest(tmp_path / "a" / "checkpoints")
     assert found is not None
-    assert found.step == STEPS + 2 - (STEPS + 2) % RECIPE.checkpoint_every - RECIPE.checkpoint_every
+    assert found.step == STEPS  # and not that of step 9, which is due at the same time
     assert all(np.isfinite(value).all() for value in found.values.values())
 
 

@@ -43,7 +43,8 @@ class Checkpoint:
 
     def write(self, file: IO[bytes]) -> None:
         text = json.dumps({"step": self.step, "history": self.history}).encode()
-        np.savez(file, **{_HISTORY: np.frombuffer(text, np.uint8)}, **self.values)
+        arrays: dict[str, Any] = {_HISTORY: np.frombuffer(text, np.uint8), **self.values}
+        np.savez(file, **arrays)
 
 
 def packed(checkpoint: Checkpoint) -> bytes:

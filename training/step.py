@@ -58,7 +58,7 @@ class State:
 def reduced(optimizer: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
     """An optimizer of that class which takes gradients that are added up over the replicas already."""
 
-    class Reduced(optimizer):  # type: ignore[valid-type, misc]
+    class Reduced(optimizer):
         def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
             return grads_and_vars
 
@@ -92,7 +92,7 @@ class StepModel(keras.Model):
             tf.train.ExponentialMovingAverage with num_updates). synchronized: batch statistics are global, and equal
             without help. wishes: of the processes to stop.
         """
-        self._rule = {"loss": loss, "preprocessing": preprocessing}
+        self._image_loss, self._preprocessing = loss, preprocessing
         self._batch_size, self._accumulate, self._decay = batch_size, accumulate, average
         self._synchronized = synchronized
         self.compile(optimizer or "sgd", jit_compile=False)
@@ -162,10 +162,12 @@ class StepModel(keras.Model):
 
     def _measure(self, x: Tensor, y: Tensor, weight: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
         """The weighted loss of each image, and the sums of losses, of right answers and of images."""
-        preprocessing = self._rule["preprocessing"]
-        scores = self(x if preprocessing is None else normalise(x, preprocessing), training=training)
+        scores = self(
+            x if self._preprocessing is None else normalise(x, self._preprocessing),
+            training=training,
+        )
         weight = tf.cast(weight, scores.dtype)
-        losses = self._rule["loss"](tf.cast(y, scores.dtype), scores) * weight
+        losses = self._image_loss(tf.cast(y, scores.dtype), scores) * weight
         is_right = tf.cast(tf.argmax(scores, axis=-1) == tf.argmax(y, axis=-1), scores.dtype)
         sums = [tf.reduce_sum(tf.cast(value, tf.float64)) for value in (losses, is_right * weight, weight)]
         return losses, tf.stack(sums)

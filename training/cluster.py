@@ -1,8 +1,13 @@
-"""Which machines take part in a run, by what the launcher put into the environment. Pure functions of a mapping."""
+"""Which machines take part in a run, by what the launcher put into the environment. And whether they are there."""
 
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
+import socket
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +15,7 @@ from dataclasses import dataclass
 from keras_resnet.errors import UsageError
 
 PORT = 12345
+PROBE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -112,3 +118,32 @@ def _checked(cluster: Cluster) -> Cluster:
     if not 0 <= cluster.index < len(cluster.addresses):
         raise UsageError(f"{cluster.origin} has {len(cluster.addresses)} workers, and this is number {cluster.index}")
     return cluster
+
+
+def answers(address: str) -> bool:
+    """Whether something listens at an address."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def watch(process: int, seconds: float, cluster: Cluster) -> None:
+    """Kill a process, and say which workers are missing, where it does not end this one, or itself, in time."""
+    if select.select([sys.stdin], [], [], seconds)[0]:  # the end of its pipe: it is gone
+        return
+    silent = [address for address in cluster.addresses if not answers(address)] or ["a worker whose port is open"]
+    print(
+        f"keras-resnet: {', '.join(silent)} did not start within {seconds:.0f} s, so {cluster.address} stops: start "
+        f"all of the workers in {cluster.origin}",
+        file=sys.stderr,
+        flush=True,
+    )
+    os.kill(process, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    watched, limit, index, origin, *addresses = sys.argv[1:]
+    watch(int(watched), float(limit), Cluster(tuple(addresses), int(index), origin))

@@ -122,11 +122,13 @@ class StepModel(keras.Model):
         weights = self.trainable_variables
         gradients: list[Tensor] = []
         sums = tf.zeros([3], tf.float64)
+        before = self._images_before(y, context)
         for part in range(self._accumulate):
-            # Strided, so that the parts are of the same images however many replicas share the batch; one behind
-            # the other, or their activations would be in memory together.
+            # Of the global batch each part has every nth image, the same however many replicas share it. One part
+            # behind the other, or their activations would be in memory together.
+            first = (part - before) % self._accumulate
             with tf.control_dependencies(gradients):
-                taken = [tf.identity(value[part :: self._accumulate]) for value in (x, y, weight)]
+                taken = [tf.identity(value[first :: self._accumulate]) for value in (x, y, weight)]
             with tf.GradientTape() as tape:
                 losses, measured = self._measure(*taken, training=True)
                 scaled = self.optimizer.scale_loss(tf.reduce_sum(losses) / self._batch_size)
@@ -159,6 +161,15 @@ class StepModel(keras.Model):
         """Begin the sums of an epoch anew."""
         super().reset_metrics()
         self.state.totals.assign([0.0, 0.0, 0.0])
+
+    def _images_before(self, y: Tensor, context: Any) -> Tensor:
+        """How many images of the global batch the replicas before this one have, where that matters."""
+        replicas = context.num_replicas_in_sync
+        if self._accumulate == 1 or replicas == 1:
+            return 0
+        own = tf.one_hot(context.replica_id_in_sync_group, replicas, dtype=tf.int32) * tf.shape(y)[0]
+        counts = context.all_reduce(tf.distribute.ReduceOp.SUM, own)
+        return tf.reduce_sum(counts[: context.replica_id_in_sync_group])
 
     def _measure(self, x: Tensor, y: Tensor, weight: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
         """The weighted loss of each image, and the sums of losses, of right answers and of images."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
+import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +16,10 @@ import tensorflow as tf
 
 from keras_resnet.cores import use_all_cores
 from keras_resnet.errors import KerasResnetError, UsageError, unknown
-from keras_resnet.training.cluster import Cluster, find_cluster
+from keras_resnet.training.cluster import Cluster, answers, find_cluster
 
 STRATEGIES = ("auto", "single", "mirrored", "workers", "tpu")
 START_SECONDS = 45.0  # for all workers to come up
-PROBE_SECONDS = 2.0
 # What TensorFlow raises in the others where a worker is gone, frozen or restarted.
 LOST = (
     tf.errors.UnavailableError,
@@ -215,44 +213,32 @@ def _connect(cluster: Cluster) -> tf.distribute.Strategy:
         task_id=cluster.index,
         rpc_layer="grpc",
     )
-    is_up = threading.Event()
-
-    def watch() -> None:
-        if not is_up.wait(START_SECONDS):
-            silent = [a for a in cluster.addresses if not _answers(a)] or ["a worker, whose port is open,"]
-            _leave(
-                f"{', '.join(silent)} did not start within {START_SECONDS:.0f} s, so {cluster.address} stops "
-                f"(workers from {cluster.origin})"
-            )
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    except (RuntimeError, *LOST) as error:
-        raise WorkerError(f"{cluster.address} cannot join the workers of {cluster.origin}: {error}") from error
-    finally:
-        is_up.set()
+    with _watched_from_outside(cluster):
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        except (RuntimeError, *LOST) as error:
+            raise WorkerError(f"{cluster.address} cannot join the workers of {cluster.origin}: {error}") from error
 
 
-def _leave(message: str) -> None:
-    """End the process from a thread, while the main one hangs in TensorFlow, where no exception reaches it."""
-    print(f"keras-resnet: {message}", file=sys.stderr, flush=True)
-    os._exit(WorkerError.exit_code)
+@contextlib.contextmanager
+def _watched_from_outside(cluster: Cluster) -> Iterator[None]:
+    """End this process, with a message, where it stays inside for too long: no thread and no signal can do it.
+
+    The constructor waits for the others for ever, and keeps Python's lock meanwhile.
+    """
+    arguments = [str(os.getpid()), str(START_SECONDS), str(cluster.index), cluster.origin, *cluster.addresses]
+    command = [sys.executable, "-m", "keras_resnet.training.cluster", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as watcher:
+        try:
+            yield
+        finally:
+            watcher.kill()
 
 
 def _lost(cluster: Cluster, message: str) -> str:
     """The addresses of the workers that an error of TensorFlow is about."""
     named = {int(task) for task in re.findall(r"/job:worker/replica:0/task:(\d+)", message)} - {cluster.index}
     named &= set(range(len(cluster.addresses)))
-    silent = [i for i, a in enumerate(cluster.addresses) if i != cluster.index and not _answers(a)]
+    silent = [i for i, a in enumerate(cluster.addresses) if i != cluster.index and not answers(a)]
     found = silent or sorted(named)
     return ", ".join(cluster.addresses[i] for i in found)
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS):
-            return True
-    except OSError:
-        return False

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,14 +111,18 @@ def test_the_workers_show_every_image_of_an_epoch_exactly_once(workers: int) -> 
         assert sorted(np.concatenate(seen)[:, 0, 0, 0].tolist()) == list(range(50))
 
 
-def test_repeated_images_stand_together_and_are_cut_anew(folder: Path) -> None:
-    recipe = RECIPES["repeated"]
+def test_repeated_images_are_in_one_batch_apart_from_one_another_and_cut_anew(folder: Path) -> None:
+    recipe = replace(RECIPES["repeated"], batch_size=6)
     images = open_images(folder)
     numbered = Images("n", tuple(map(str, range(36))), np.arange(36), images.items, images.decode)
-    classes = [y.argmax(axis=1) for _, y in shown(training_source(numbered, recipe), recipe, 0, 6)]
-    together = np.concatenate(classes)
-    assert (together[:36].reshape(12, 3) == together[:36:3, None]).all()
-    assert len(set(together.tolist())) == 12
+    seen = set()
+    for x, y in shown(training_source(numbered, recipe), recipe, 0, 6):
+        classes = y.argmax(axis=1)
+        assert sorted(np.bincount(classes)[np.unique(classes)]) == [3, 3]
+        assert (classes[::2] != classes[1::2]).all()  # partners, where images are mixed
+        assert len({picture.tobytes() for picture in x}) == 6
+        seen |= set(classes.tolist())
+    assert len(seen) == 12
 
 
 def test_pixels_of_an_epoch_are_the_same_from_memory_from_disk_and_decoded_anew(folder: Path, cache: Path) -> None:

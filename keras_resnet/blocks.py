@@ -13,6 +13,7 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_resnet.normalisation import fuse
 from keras_resnet.specs import EXPANSION, Spec
 
 Tensor = Any
@@ -60,13 +61,14 @@ class Parts:
         )(x)
 
     def norm(self, x: Tensor, name: str, *, zero_gamma: bool = False) -> Tensor:
-        return layers.BatchNormalization(
+        norm = layers.BatchNormalization(
             axis=-1,
             momentum=self.spec.momentum,
             epsilon=self.spec.epsilon,
             gamma_initializer="zeros" if zero_gamma else "ones",
             name=name,
-        )(x)
+        )
+        return fuse(norm)(x)
 
     def norm_relu(self, x: Tensor, block: str, j: int) -> Tensor:
         return relu(self.norm(x, f"{block}_bn{j}"), f"{block}_relu{j}")

@@ -1,6 +1,6 @@
 """The command line: verbs of a few lines that call a public function. Heavy imports stand inside the verb.
 
-Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 a failure; 2 wrong usage; 130 Ctrl-C.
+Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 a failure; 2 wrong usage; 130 Ctrl-C; 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -154,6 +154,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--cache", default="auto", help="keep pixels in memory, on disk, or none (default: auto)")
     one.add_argument("--run", required=True, metavar="FOLDER", dest="folder", help="the run folder to write")
     one.add_argument(
+        "--strategy",
+        default="auto",
+        help="auto (default): all GPUs and all machines that are named; single, mirrored, workers, tpu",
+    )
+    one.add_argument(
         "--set",
         action="append",
         default=[],
@@ -169,6 +174,17 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "keras-resnet data show photos/ --recipe finetune --out seen.png",
     )
     data_commands.add_options(one)
+
+    one = verb(
+        "verify-run",
+        _verify_run,
+        "take the last steps of a run again, and prove that they give what it has stored, to the last bit",
+        "keras-resnet verify-run runs/a",
+    )
+    one.add_argument("folder", metavar="RUN", help="a run folder")
+    one.add_argument("--data", help="where its images lie now (default: where run.json says)")
+    one.add_argument("--validation", help="the same for the images that choose the epoch")
+    one.add_argument("--json", action="store_true")
 
     one = verb(
         "evaluate",
@@ -412,8 +428,10 @@ def _train(options: argparse.Namespace) -> None:
     load_keras(debug=options.debug)
     from keras_resnet.training import train
 
-    parts = {name: getattr(options, name) for name in ("validation", "test", "damaged", "cache")}
+    parts = {name: getattr(options, name) for name in ("validation", "test", "damaged", "cache", "strategy")}
     run = train(recipe, options.data, options.folder, **parts)
+    if not run.is_complete:  # the chief's, on another machine
+        return
     found = run.read_evaluation()
     low, high = found["interval"]
     kind = "validation" if options.test is None else "test"
@@ -421,6 +439,21 @@ def _train(options: argparse.Namespace) -> None:
         f"{found['top1']:.2%} of {found['count']:,} {kind} images ({found['data']}; 95 %: {low:.2%} to {high:.2%}), "
         f"{run.folder}"
     )
+
+
+def _verify_run(options: argparse.Namespace) -> None:
+    load_keras(debug=options.debug)
+    from keras_resnet.training import verify_run
+
+    found = verify_run(options.folder, options.data, validation=options.validation)
+    said = f"steps {found.first} to {found.last} of {options.folder} taken again: {found.compared} values"
+    if options.json:
+        print(json.dumps({**dataclasses.asdict(found), "is_equal": found.is_equal}))
+    elif found.is_equal:
+        print(f"{said}, all equal to the last bit")
+    if not found.is_equal:
+        shown = ", ".join(found.differing[:5])
+        raise InputError(f"{said}, {len(found.differing)} differ ({shown}): another kind of processor rounds otherwise")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

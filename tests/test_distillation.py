@@ -12,9 +12,11 @@ import tensorflow as tf
 
 import keras_resnet
 from keras_resnet.errors import InputError, UsageError
-from keras_resnet.preprocessing import preprocess_input
+from keras_resnet.preprocessing import preprocess_input, preprocessing_of
+from keras_resnet.training import open_images, train
 from keras_resnet.training.distillation import Teacher, open_teacher, shortfall
 from keras_resnet.training.recipes import Recipe
+from tests.pictures import colour_folder
 
 RECIPE = Recipe("cifar_resnet8", image_size=16, teacher="teacher.keras", teacher_weight=0.7, temperature=3.0)
 
@@ -91,6 +93,37 @@ def test_a_teacher_of_something_else_is_refused(tmp_path: Path, change: dict[str
     recipe = dataclasses.replace(RECIPE, teacher=saved(tmp_path / "teacher.keras", **change))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=said):
         open_teacher(recipe, ("a", "b", "c"))
+
+
+def test_a_pupil_that_hears_its_teacher_alone_learns_what_the_teacher_answers(tmp_path: Path) -> None:
+    folder = colour_folder(tmp_path / "colours")
+    teacher = keras_resnet.build("cifar_resnet8", classes=3, input_shape=(16, 16, 3))
+    images = open_images(folder)
+    # A teacher that calls green what is blue, and the other way round: its pupil must do so too, whatever the labels.
+    x = preprocess_input(images.pixels(preprocessing_of(teacher)), teacher)
+    teacher.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    wrong = np.array([1, 0, 2])[images.labels]
+    teacher.fit(x, wrong, epochs=12, batch_size=12, verbose=0)
+    for layer in teacher.layers:
+        if hasattr(layer, "moving_mean"):  # so few steps do not move them there
+            layer.momentum = 0.0
+    teacher(x, training=True)
+    assert (teacher.predict(x, verbose=0).argmax(axis=1) == wrong).mean() > 0.9
+    teacher.save(tmp_path / "teacher.keras")
+    recipe = Recipe(
+        "cifar_resnet8",
+        network={"momentum": 0.5},
+        image_size=16,
+        epochs=8,
+        batch_size=8,
+        learning_rate=0.05,
+        teacher=str(tmp_path / "teacher.keras"),
+        teacher_weight=1.0,
+        temperature=2.0,
+    )
+    run = train(recipe, folder, tmp_path / "run", progress=False)
+    last = run.read_history()[-1]
+    assert max(last["val_accuracy"], last["accuracy"]) < 0.5  # one class of three is called by its name
 
 
 @pytest.mark.parametrize("teacher", ["absent", "absent.keras", "resnet18:absent-tag", "nonet:imagenet"])

@@ -41,10 +41,10 @@ class Recipe:
     epochs: int = 30
     steps: int = 0  # how long to train, where a paper counts in steps: in place of epochs; 0 for epochs
     batch_size: int = 64  # images a step, over all devices
-    accumulate: int = 1  # steps whose mean gradient is one update
+    accumulate: int = 1  # parts of a batch that are computed one behind the other, where it does not fit at once
     optimizer: str = "sgd"
     learning_rate: float = 0.1  # at its peak
-    reference_batch: int = 0  # images an update that learning_rate is for (arXiv:1706.02677, 2.1); 0: it is as given
+    reference_batch: int = 0  # images a step that learning_rate is for (arXiv:1706.02677, 2.1); 0: it is as given
     schedule: str = "cosine"
     drops: tuple[float, ...] = ()  # of "step": fractions of the run, 0.5 for its middle
     warmup_epochs: float = 5.0
@@ -145,9 +145,8 @@ class Recipe:
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate at its peak, for this number of images an update."""
-        images = self.batch_size * self.accumulate
-        return self.learning_rate * (images / self.reference_batch if self.reference_batch else 1.0)
+        """The learning rate at its peak, for this number of images a step."""
+        return self.learning_rate * (self.batch_size / self.reference_batch if self.reference_batch else 1.0)
 
     def total_steps(self, images: int) -> int:
         """Steps of the whole run on so many training images; the last epoch of a run in `steps` may be cut short."""

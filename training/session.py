@@ -173,7 +173,7 @@ def open_session(recipe: Recipe, training: Images, held_out: Images, place: Plac
             average=recipe.ema,
             synchronized=recipe.synchronized,
             wishes=wishes,
-            teaching=teacher and teacher.blend,
+            teaching=None if teacher is None else teacher.blend,
         )
         side = recipe.evaluation_size
         with _precision("float32"):

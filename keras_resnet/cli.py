@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from keras_resnet import __version__
+from keras_resnet import __version__, data_commands
 from keras_resnet.console import load_keras, silenced
 from keras_resnet.errors import ExportError, InputError, KerasResnetError, UsageError, nearest, unknown
 from keras_resnet.files import check_file, replacing, write_csv
@@ -26,7 +26,7 @@ from keras_resnet.training.recipes import RECIPES, Recipe
 
 INTERRUPTED = 130
 MOST_PIXELS = 10_000
-DATA = "'digits', a folder or .tar of class folders, or a .npz"
+DATA = "'digits', 'cifar10', a folder or .tar of class folders, packed shards, or a .npz"
 MODEL = "a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
 AGREEMENT = "least share of images on which file and network give the same class (default: 0.9)"
 METHODS = ("qat", "prune", "prune-2:4", "cluster", "pqat", "qat-tfmot", "pqat-tfmot", "cqat", "pcqat")
@@ -146,16 +146,17 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "keras-resnet train cifar_resnet20 --recipe small-images --data photos/ --run runs/a",
     )
     one.add_argument("variant", nargs="?", help="the network (default: the recipe's)")
-    one.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)} (default: digits)")
+    one.add_argument("--recipe", default="digits", help="see `keras-resnet list recipes` (default: digits)")
     one.add_argument("--data", required=True, help=DATA)
     one.add_argument("--validation", help="images that choose the epoch (default: a tenth of --data)")
     one.add_argument("--test", help="images that the evaluation is on (default: those of --validation)")
+    one.add_argument("--damaged", default="error", help="error (default), or skip: leave damaged images out, list them")
+    one.add_argument("--cache", default="auto", help="keep pixels in memory, on disk, or none (default: auto)")
     one.add_argument("--run", required=True, metavar="FOLDER", dest="folder", help="the run folder to write")
     one.add_argument(
         "--strategy",
         default="auto",
-        help="auto (default): all GPUs, and all machines that TF_CONFIG, Slurm or Kubernetes names; single; mirrored; "
-        "workers; tpu",
+        help="auto (default): all GPUs and all machines that are named; single, mirrored, workers, tpu",
     )
     one.add_argument(
         "--set",
@@ -164,7 +165,15 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="FIELD=VALUE",
         help="any field of the recipe: mixup=0.2, ema=0.999",
     )
-    _recipe_options(one, ("image_size", "epochs", "batch_size", "learning_rate", "augmentation", "precision", "seed"))
+    _recipe_options(one, ("image_size", "epochs", "batch_size", "learning_rate", "seed"))
+
+    one = verb(
+        "data",
+        data_commands.run,
+        "pack images into shards, check them for faults, or show what a network sees of them in training",
+        "keras-resnet data show photos/ --recipe finetune --out seen.png",
+    )
+    data_commands.add_options(one)
 
     one = verb(
         "verify-run",
@@ -419,14 +428,8 @@ def _train(options: argparse.Namespace) -> None:
     load_keras(debug=options.debug)
     from keras_resnet.training import train
 
-    run = train(
-        recipe,
-        options.data,
-        options.folder,
-        validation=options.validation,
-        test=options.test,
-        strategy=options.strategy,
-    )
+    parts = {name: getattr(options, name) for name in ("validation", "test", "damaged", "cache", "strategy")}
+    run = train(recipe, options.data, options.folder, **parts)
     if not run.is_complete:  # the chief's, on another machine
         return
     found = run.read_evaluation()

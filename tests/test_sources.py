@@ -8,16 +8,19 @@ import sys
 import tarfile
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
+import keras_resnet
 from keras_resnet.errors import InputError, MissingExtraError, UsageError
-from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training import open_images, packing
+from keras_resnet.preprocessing import Preprocessing, preprocess_input, preprocessing_of
+from keras_resnet.training import evaluate_model, open_images, packing, train
 from keras_resnet.training.augment import Treatment
 from keras_resnet.training.batches import evaluation_batches, training_batches
 from keras_resnet.training.checking import check
@@ -110,14 +113,18 @@ def test_the_workers_show_every_image_of_an_epoch_exactly_once(workers: int) -> 
         assert sorted(np.concatenate(seen)[:, 0, 0, 0].tolist()) == list(range(50))
 
 
-def test_repeated_images_stand_together_and_are_cut_anew(folder: Path) -> None:
-    recipe = RECIPES["repeated"]
+def test_repeated_images_are_in_one_batch_apart_from_one_another_and_cut_anew(folder: Path) -> None:
+    recipe = replace(RECIPES["repeated"], batch_size=6)
     images = open_images(folder)
     numbered = Images("n", tuple(map(str, range(36))), np.arange(36), images.items, images.decode)
-    classes = [y.argmax(axis=1) for _, y in shown(training_source(numbered, recipe), recipe, 0, 6)]
-    together = np.concatenate(classes)
-    assert (together[:36].reshape(12, 3) == together[:36:3, None]).all()
-    assert len(set(together.tolist())) == 12
+    seen = set()
+    for x, y in shown(training_source(numbered, recipe), recipe, 0, 6):
+        classes = y.argmax(axis=1)
+        assert sorted(np.bincount(classes)[np.unique(classes)]) == [3, 3]
+        assert (classes[::2] != classes[1::2]).all()  # partners, where images are mixed
+        assert len({picture.tobytes() for picture in x}) == 6
+        seen |= set(classes.tolist())
+    assert len(seen) == 12
 
 
 def test_pixels_of_an_epoch_are_the_same_from_memory_from_disk_and_decoded_anew(folder: Path, cache: Path) -> None:
@@ -427,3 +434,31 @@ def test_a_data_set_of_tensorflow_datasets_keeps_its_files_bytes(monkeypatch: py
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(MissingExtraError, match="pip install tensorflow-datasets"):
         open_images("tfds:colours")
+
+
+def test_a_run_lists_what_it_skipped_and_stops_at_a_damaged_image_where_it_is_not_to(
+    folder: Path, tmp_path: Path
+) -> None:
+    damage(folder, ("red/003.png", "blue/007.png"))
+    recipe = replace(CROPPED, epochs=1, batch_size=11)
+    with pytest.raises(InputError, match=r"(red/003|blue/007)\.png' cannot be decoded: remove or repair it"):
+        train(recipe, folder, tmp_path / "stopped", progress=False)
+    run = train(recipe, folder, tmp_path / "whole", damaged="skip", progress=False)
+    found = run.read()["data"]["training"]
+    assert [line.split(" is not")[0] for line in found["skipped"]] == ["blue/007.png", "red/003.png"]
+    assert found["count"] + run.read()["data"]["validation"]["count"] == 34
+    assert run.is_complete
+
+
+def test_a_plain_fit_on_a_dataset_of_ones_own_gives_a_network_that_is_judged_and_saved(
+    folder: Path, tmp_path: Path
+) -> None:
+    images = open_images(folder)
+    model = keras_resnet.build("cifar_resnet8", classes=3, input_shape=(16, 16, 3))
+    x = preprocess_input(images.pixels(preprocessing_of(model)), model)
+    data = tf.data.Dataset.from_tensor_slices((x, images.labels)).shuffle(36, seed=0).batch(12)
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(data, epochs=2, verbose=0)
+    assert evaluate_model(model, images).count == 36
+    model.save(tmp_path / "a.keras")
+    assert np.allclose(keras_resnet.load_model(tmp_path / "a.keras")(x[:4]), model(x[:4]), atol=1e-6)

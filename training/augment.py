@@ -109,8 +109,8 @@ def affine(images: tf.Tensor, draw: Draw) -> tf.Tensor:
 def colour(images: tf.Tensor, draw: Draw) -> tf.Tensor:
     """Add to all pixels of an image one colour along ImageNet's principal components (AlexNet, NIPS 2012, 4.1)."""
     amounts = 0.1 * draw.normal(3, COLOUR) * tf.constant(PCA_DEVIATIONS)
-    added = 255 * tf.linalg.matmul(amounts, tf.constant(PCA_AXES), transpose_b=True)
-    return to_uint8(tf.cast(images, tf.float32) + added[:, None, None, :])
+    added = tf.cast(tf.round(255 * tf.linalg.matmul(amounts, tf.constant(PCA_AXES), transpose_b=True)), tf.int16)
+    return tf.cast(tf.clip_by_value(tf.cast(images, tf.int16) + added[:, None, None], 0, 255), tf.uint8)
 
 
 def erase(images: tf.Tensor, draw: Draw, probability: float) -> tf.Tensor:

@@ -14,7 +14,9 @@ import tensorflow as tf
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.augment import Treatment
 from keras_resnet.training.draws import CROP, Draw
-from keras_resnet.training.sources import Source
+from keras_resnet.training.images import Images
+from keras_resnet.training.recipes import Recipe
+from keras_resnet.training.sources import Source, naming_damaged_images, training_source
 
 
 def normalise(images: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
@@ -54,8 +56,11 @@ def training_batches(
         start, stop = size * index // parts, size * (index + 1) // parts
         # Partners that are mixed stand side by side; one that another worker has is made here too, and left out below.
         first, last = (start // 2 * 2, tf.minimum((stop + 1) // 2 * 2, size)) if treatment.mixes else (start, stop)
-        order = tf.random.experimental.index_shuffle(  # of the whole batch, for it takes no empty part
-            (begin + tf.range(size)) // treatment.repeats,
+        # Repeats of an image stand apart, so that it is not mixed with itself. Of the whole batch: shuffling takes no
+        # empty part.
+        different = -(-size // treatment.repeats)
+        order = tf.random.experimental.index_shuffle(
+            begin // treatment.repeats + tf.range(size) % different,
             seed=tf.stack([tf.constant(seed, tf.int64), epoch]),
             max_index=count - 1,
         )
@@ -67,6 +72,21 @@ def training_batches(
 
     data = tf.data.Dataset.range(first_step, total_steps)
     return data.map(batch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def batch_of(images: Images, recipe: Recipe, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """What a recipe trains on at one global step: uint8 pixels and float32 targets. Raises InputError."""
+    batches = training_batches(
+        training_source(images, recipe, "none"),
+        Treatment.of(recipe),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        first_step=step,
+        total_steps=step + 1,
+    )
+    with naming_damaged_images():
+        pixels, targets = next(batches.as_numpy_iterator())
+    return pixels, targets
 
 
 def evaluation_batches(source: Source, *, batch_size: int) -> tf.data.Dataset:

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_resnet.training.lamb import Lamb
 from keras_resnet.training.recipes import Recipe
 from keras_resnet.training.step import Loss, reduced
 
@@ -28,7 +29,7 @@ OPTIMIZERS: Mapping[str, Callable[[Recipe], tuple[type[keras.optimizers.Optimize
         {"momentum": r.momentum, "nesterov": r.nesterov and r.momentum > 0},
     ),
     "adamw": lambda r: (keras.optimizers.AdamW, {}),
-    "lamb": lambda r: (keras.optimizers.Lamb, {}),
+    "lamb": lambda r: (Lamb, {"epsilon": 1e-6}),  # as timm's
 }
 
 

@@ -107,6 +107,10 @@ class Recipe:
                 f"crop_fraction={self.crop_fraction}, teacher_weight={self.teacher_weight}, erasing={self.erasing} "
                 f"must be at most 1, rand_augment={self.rand_augment} at most 10"
             )
+        if self.teacher and self.loss != "softmax":
+            raise UsageError(
+                f"loss={self.loss!r} does not go with a teacher, whose scores are a softmax: leave one out"
+            )
         self._check_tuples()
 
     def _check_tuples(self) -> None:
@@ -117,7 +121,7 @@ class Recipe:
         if not (isinstance(drops, tuple) and all(is_number(d) and 0 < d < 1 for d in drops)):
             raise UsageError(f"drops={drops!r} must be fractions of the run between 0 and 1: (0.5, 0.75)")
         if list(drops) != sorted(set(drops)) or bool(drops) != (self.schedule == "step"):
-            raise UsageError(f"drops={drops!r} must rise, and go with schedule='step' alone, not {self.schedule!r}")
+            raise UsageError(f"drops={drops!r} must rise, and go with schedule='step' alone, which needs them")
 
     @property
     def evaluation_size(self) -> int:
@@ -137,7 +141,7 @@ class Recipe:
     def _fitted_to(self, size: int) -> Preprocessing:
         from keras_resnet.preprocessing import Preprocessing  # with NumPy, which `--help` does without
 
-        return Preprocessing(resize=round(size / self.crop_fraction), crop=size, mean=self.mean, std=self.std)
+        return Preprocessing(resize=int(size / self.crop_fraction), crop=size, mean=self.mean, std=self.std)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -173,6 +177,48 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("momentum", "ema", "label_smoothing"), (0, 1)),
 }
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Papers add weight decay to the gradient, which acts 1 / (1 - momentum) times through momentum; here it is beside it.
+THROUGH_MOMENTUM = 1 / (1 - 0.9)
+
+# CIFAR-10 on a CPU.  keras-resnet train --recipe cifar10-fast --data cifar10 --test cifar10@test --run runs/fast
+# Cost: meant for 45 min on 2 cores. Result: not run here yet.
+_CIFAR10_FAST = Recipe(
+    "cifar_resnet20",
+    epochs=40,
+    batch_size=128,
+    learning_rate=0.2,
+    schedule="one_cycle",
+    warmup_epochs=8,
+    weight_decay=5e-4 * THROUGH_MOMENTUM,
+    augmentation="shift_flip",
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.247, 0.2435, 0.2616),
+)
+# ResNet strikes back (arXiv:2110.00476), table 2, procedure A2; clipping is that of timm's LAMB.
+# keras-resnet train --recipe imagenet-a2 --data imagenet/train --test imagenet/val --run runs/a2
+# Cost: 300 epochs of 1.28 M images. Result: not run here; the paper has 79.8 %.
+_A2 = Recipe(
+    "resnet50",
+    network={"stochastic_depth": 0.05},
+    image_size=224,
+    crop_fraction=0.95,
+    epochs=300,
+    batch_size=2048,
+    optimizer="lamb",
+    learning_rate=5e-3,
+    weight_decay=0.02,
+    clip_norm=1.0,
+    loss="bce",
+    augmentation="inception",
+    rand_augment=7.0,
+    mixup=0.1,
+    cutmix=1.0,
+    repeats=3,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
+
 RECIPES: Mapping[str, Recipe] = {
     # The embedded digits.  keras-resnet quickstart
     # Cost: about a minute on 2 cores. Result: 99.72, 99.44, 99.72 % of 360 test digits for seeds 0, 1, 2
@@ -182,6 +228,71 @@ RECIPES: Mapping[str, Recipe] = {
     # Cost: 2 min on 2 busy cores for 1,800 images. Result: 53.67 % of 600 test images, 300 a class of CIFAR-10's
     # training set as JPEG, one run (same machine, versions and day).
     "small-images": Recipe("cifar_resnet8", network={"momentum": 0.9}, augmentation="shift_flip"),
+    "cifar10-fast": _CIFAR10_FAST,
+    # Deep Residual Learning, section 4.2: 64k steps, 45,000 images to train on and 5,000 to choose by.
+    # keras-resnet train cifar_resnet56 --recipe cifar10-paper --data cifar10 --test cifar10@test --run runs/paper
+    # Cost: 182 epochs. Result: not run here; the paper has 91.25 % for 20 layers, 93.03 % for 56.
+    "cifar10-paper": Recipe(
+        "cifar_resnet20",
+        steps=64_000,
+        batch_size=128,
+        learning_rate=0.1,
+        schedule="step",
+        drops=(0.5, 0.75),
+        warmup_epochs=0,
+        nesterov=False,
+        weight_decay=1e-4 * THROUGH_MOMENTUM,
+        augmentation="shift_flip",
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.247, 0.2435, 0.2616),
+    ),
+    # Deep Residual Learning, section 3.4, for 90 epochs.
+    # keras-resnet train --recipe imagenet-paper --data imagenet/train --test imagenet/val --run runs/resnet50
+    # Cost: 90 epochs of 1.28 M images. Result: not run here; the authors' published network has 75.3 % (one crop).
+    "imagenet-paper": Recipe(
+        "resnet50_v1",
+        image_size=224,
+        crop_fraction=0.875,
+        epochs=90,
+        batch_size=256,
+        learning_rate=0.1,
+        reference_batch=256,
+        schedule="step",
+        drops=(1 / 3, 2 / 3),
+        warmup_epochs=0,
+        nesterov=False,
+        weight_decay=1e-4 * THROUGH_MOMENTUM,
+        augmentation="scale",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    "imagenet-a2": _A2,
+    # The same, procedure A3: trained at 160 pixels, judged at 224.
+    # keras-resnet train --recipe imagenet-a3 --data imagenet/train --test imagenet/val --run runs/a3
+    # Cost: 100 epochs of 1.28 M images. Result: not run here; the paper has 78.1 %.
+    "imagenet-a3": replace(
+        _A2, network={}, image_size=160, test_size=224, epochs=100, learning_rate=8e-3, rand_augment=6.0, repeats=1
+    ),
+    # Photographs of your own, from ImageNet's weights.
+    # keras-resnet train --recipe finetune --data photos --run runs/mine
+    # Cost: 10 epochs. Result: not run here yet.
+    "finetune": Recipe(
+        "resnet18",
+        weights="imagenet",
+        image_size=224,
+        crop_fraction=0.875,
+        epochs=10,
+        learning_rate=0.01,
+        warmup_epochs=0.5,
+        weight_decay=1e-4 * THROUGH_MOMENTUM,
+        augmentation="inception",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    ),
+    # A run that was trained on the same classes teaches a smaller network: `cifar10-fast`, but for its loss.
+    # keras-resnet train --recipe distill --set teacher=runs/paper --data cifar10 --test cifar10@test --run runs/pupil
+    # Cost: that of cifar10-fast and the teacher's forward passes. Result: not run here yet.
+    "distill": replace(_CIFAR10_FAST, teacher="runs/teacher", teacher_weight=0.9),
 }
 
 

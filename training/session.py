@@ -19,6 +19,7 @@ from keras_resnet.normalisation import fuse
 from keras_resnet.training.augment import Treatment
 from keras_resnet.training.batches import evaluation_batches, training_batches
 from keras_resnet.training.checkpoint import Checkpoint, Groups, captured, restore
+from keras_resnet.training.distillation import open_teacher
 from keras_resnet.training.images import Images
 from keras_resnet.training.optimisation import ACTIVATIONS, LOSSES, optimizer_of
 from keras_resnet.training.recipes import Recipe
@@ -160,6 +161,7 @@ def open_session(recipe: Recipe, training: Images, held_out: Images, place: Plac
             network = models.build(
                 recipe.variant, weights=recipe.weights or None, input_shape=(side, side, 3), **shared
             )
+        teacher = open_teacher(recipe, training.classes)
         if recipe.synchronized:
             fuse(network, synchronised=True)
         model = StepModel(network.inputs, network.outputs).prepare(
@@ -171,6 +173,7 @@ def open_session(recipe: Recipe, training: Images, held_out: Images, place: Plac
             average=recipe.ema,
             synchronized=recipe.synchronized,
             wishes=wishes,
+            teaching=None if teacher is None else teacher.blend,
         )
         side = recipe.evaluation_size
         with _precision("float32"):

@@ -19,6 +19,7 @@ from keras_resnet.training.batches import normalise
 
 Tensor = Any
 Loss = Callable[[Tensor, Tensor], Tensor]  # targets and scores, [batch, classes], to a loss an image, [batch]
+Teaching = Callable[[Tensor, Tensor, Tensor], Tensor]  # losses, pixels and scores to losses, as a teacher blends them
 Logs = dict[str, Tensor]
 
 LOSS, CORRECT, COUNT = range(3)  # places in `State.totals`; behind them, one a worker, who asked to stop
@@ -82,6 +83,7 @@ class StepModel(keras.Model):
         average: float = 0.0,
         synchronized: bool = False,
         wishes: Wishes | None = None,
+        teaching: Teaching | None = None,
     ) -> StepModel:
         """Make it ready for `fit` and `evaluate`; call it, as the constructor, in the strategy's scope.
 
@@ -90,9 +92,9 @@ class StepModel(keras.Model):
             to which gradients are scaled in between. accumulate: parts of a batch that are computed one behind the
             other. average: decay of the moving average of weights and statistics, 0 for none (as
             tf.train.ExponentialMovingAverage with num_updates). synchronized: batch statistics are global, and equal
-            without help. wishes: of the processes to stop.
+            without help. wishes: of the processes to stop. teaching: what a teacher makes of the losses in training.
         """
-        self._image_loss, self._preprocessing = loss, preprocessing
+        self._image_loss, self._preprocessing, self._teaching = loss, preprocessing, teaching
         self._batch_size, self._accumulate, self._decay = batch_size, accumulate, average
         self._synchronized = synchronized
         self.compile(optimizer or "sgd", jit_compile=False)
@@ -178,7 +180,10 @@ class StepModel(keras.Model):
             training=training,
         )
         weight = tf.cast(weight, scores.dtype)
-        losses = self._image_loss(tf.cast(y, scores.dtype), scores) * weight
+        losses = self._image_loss(tf.cast(y, scores.dtype), scores)
+        if training and self._teaching is not None:
+            losses = self._teaching(losses, x, scores)
+        losses *= weight
         is_right = tf.cast(tf.argmax(scores, axis=-1) == tf.argmax(y, axis=-1), scores.dtype)
         sums = [tf.reduce_sum(tf.cast(value, tf.float64)) for value in (losses, is_right * weight, weight)]
         return losses, tf.stack(sums)

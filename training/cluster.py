@@ -56,7 +56,7 @@ def _from_tf_config(environment: Mapping[str, str]) -> Cluster | None:
     cluster, task = (said.get(key) if isinstance(said, dict) else None for key in ("cluster", "task"))
     if not isinstance(cluster, dict) or not isinstance(task, dict):
         raise UsageError(f"TF_CONFIG={text!r} has no cluster or no task: {form}")
-    if not set(cluster) <= {"chief", "worker"} or task.get("type") not in cluster:
+    if not set(cluster) <= {"chief", "worker"} or task.get("type") not in list(cluster):
         raise UsageError(
             f"TF_CONFIG has jobs {sorted(map(str, cluster))} and a task of type {task.get('type')!r}: jobs must be "
             "'worker', and 'chief' for the first of them, and the task of one of them"

@@ -103,7 +103,9 @@ def _decoding(
         return pictures
 
     def read(places: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(tf.numpy_function(decode, [places, numbers], tf.uint8), [None, *shape])
+        # Stateless: a stateful one would run one batch at a time where TensorFlow is to be deterministic.
+        found = tf.numpy_function(decode, [places, numbers], tf.uint8, stateful=False)
+        return tf.ensure_shape(found, [None, *shape])
 
     return Source(images.labels, len(images.classes), read, numbers)
 
@@ -127,7 +129,7 @@ def _on_disk(images: Images, preprocessing: Preprocessing) -> Source:
     pixels = np.load(target, mmap_mode="r")
 
     def read(places: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        found = tf.numpy_function(lambda chosen: pixels[chosen], [places], tf.uint8)
+        found = tf.numpy_function(lambda chosen: pixels[chosen], [places], tf.uint8, stateful=False)
         return tf.ensure_shape(found, [None, *pixels.shape[1:]])
 
     return Source(images.labels, len(images.classes), read)

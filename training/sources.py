@@ -52,15 +52,24 @@ def training_source(images: Images, recipe: Recipe, cache: str = "auto") -> Sour
     time), "auto" (memory up to 2 GiB, else none). Raises UsageError where the recipe's crop leaves nothing to keep,
     InputError for a damaged image, where all are decoded at once.
     """
+    check_cache(recipe, cache)
     crop = AUGMENTATIONS[recipe.augmentation].crop
     if crop is None:
         return fitted_source(images, recipe.training_preprocessing, cache)
-    if cache not in ("auto", "none"):
+    return _cutting(images, crop, recipe.image_size)
+
+
+def check_cache(recipe: Recipe, cache: str) -> None:
+    """Raise UsageError for an augmentation or a cache that is unknown, or where both do not go together."""
+    if recipe.augmentation not in AUGMENTATIONS:
+        raise unknown("augmentation", recipe.augmentation, AUGMENTATIONS, where="augmentation=")
+    if cache not in CACHES:
+        raise unknown("cache", cache, CACHES, where="cache=")
+    if AUGMENTATIONS[recipe.augmentation].crop and cache in ("memory", "disk"):
         raise UsageError(
             f"cache={cache!r} does not go with augmentation={recipe.augmentation!r}, which cuts each picture anew: "
             "leave it out; `keras-resnet data pack` makes files quick to read"
         )
-    return _cutting(images, crop, recipe.image_size)
 
 
 def fitted_source(images: Images, preprocessing: Preprocessing, cache: str = "auto") -> Source:

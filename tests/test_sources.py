@@ -432,7 +432,7 @@ def test_a_data_set_of_tensorflow_datasets_keeps_its_files_bytes(monkeypatch: py
     assert np.abs(images[2][0].astype(int) - COLOURS["red"]).max() < 8
     assert len(images.hash) == 64
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(MissingExtraError, match="pip install tensorflow-datasets"):
+    with pytest.raises(MissingExtraError, match=r"keras-resnet-edge\[tfds\]"):
         open_images("tfds:colours")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from keras_resnet.errors import InputError
 from keras_resnet.training.data import ARCHIVES, fault_of, members_of, open_images
-from keras_resnet.training.images import DAMAGE, DECODERS, Images, Member, open_file
+from keras_resnet.training.images import DAMAGE, Images, Member, in_parallel, open_file
 from keras_resnet.training.packing import check_shards, is_packed
 
 
@@ -62,9 +61,8 @@ def check(
         entries += [entry for entry in listed if entry.folder]
     if not entries:
         raise InputError(f"data {', '.join(map(str, sources))} holds no file in a class folder")
-    with ThreadPoolExecutor(DECODERS) as pool:
-        looked = pool.map(_look, (entry.item for entry in entries))
-        seen = list(tqdm(looked, desc="checking", total=len(entries), unit="image", disable=not progress))
+    looked = in_parallel(_look, [entry.item for entry in entries])
+    seen = tqdm(looked, desc="checking", total=len(entries), unit="image", disable=not progress)
     first: dict[bytes, _Entry] = {}
     for entry, (fault, digest) in zip(entries, seen, strict=True):
         if fault:

@@ -11,7 +11,6 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from keras_resnet.errors import InputError, unknown
 from keras_resnet.files import check_space, replacing
 from keras_resnet.training import datasets
-from keras_resnet.training.images import DAMAGE, DECODERS, Member, open_file
+from keras_resnet.training.images import DAMAGE, Member, in_parallel, open_file
 from keras_resnet.training.images import Images as Images
 from keras_resnet.training.packing import is_packed, open_packed
 
@@ -41,9 +40,10 @@ def open_images(source: str | os.PathLike[str] | Images, *, damaged: str = "erro
     """Labelled images from a folder or `.tar` of class folders, or any of the sources below.
 
     "digits" comes with the package; "cifar10" and "cifar100" are keras.datasets', "tfds:NAME" is tensorflow-datasets'
-    where that is installed: their training images, or another part as "cifar10@test", "tfds:beans@validation". A
-    folder that `keras-resnet data pack` wrote; a `.npz` of arrays `images`, `labels` and perhaps `classes`. A `.tar` is
-    read in place; a `.tar.gz` is unzipped once into a cache, which is said. Images come back as they are.
+    where that is installed: their training images, or another part as "cifar10@test", "tfds:beans@validation"; a
+    folder of such a name is "./digits". A folder that `keras-resnet data pack` wrote; a `.npz` of arrays `images`,
+    `labels` and perhaps `classes`. A `.tar` is read in place; a `.tar.gz` is unzipped once into a cache, which is said.
+    Images come back as they are.
 
     damaged: what to do with a file that is no picture: "error", or "skip", which decodes every picture once to find
     all of them; `skipped` lists those left out. With "error" one that only decoding finds is named when it is decoded.
@@ -59,7 +59,7 @@ def open_images(source: str | os.PathLike[str] | Images, *, damaged: str = "erro
     if not str(source):
         raise InputError(f"data '' is empty: give {KINDS}")
     name, _, part = str(source).partition("@")
-    if name in datasets.BY_NAME and not path.exists():
+    if name in datasets.BY_NAME:
         images = datasets.BY_NAME[name](name, part)
     elif str(source).startswith(datasets.TFDS):
         images = datasets.open_tfds(name.removeprefix(datasets.TFDS), part)
@@ -148,26 +148,14 @@ def _proved(
     name: str, classes: Sequence[str], labels: Sequence[int], items: Sequence[Path | Member], damaged: str
 ) -> Images:
     """The images whose files are pictures; of others the first is an error, or all are left out and listed."""
-    with ThreadPoolExecutor(DECODERS) as pool:
-        found = pool.map(partial(fault_of, whole=damaged == "skip"), items, chunksize=1)
-        if damaged == "skip":
-            faults = list(
-                tqdm(
-                    found,
-                    desc=f"{name}: looking for damaged images",
-                    total=len(items),
-                    unit="image",
-                    leave=False,
-                    disable=None,
-                )
-            )
-        else:
-            faults = []
-            for item, fault in zip(items, found, strict=True):
-                if fault:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise InputError(f"{str(item)!r} {fault}, or train without it (damaged='skip')")
-                faults.append(fault)
+    whole = damaged == "skip"
+    faults = []
+    looked = in_parallel(partial(fault_of, whole=whole), items)
+    shown = tqdm(looked, f"{name}: damaged images", len(items), unit="image", leave=False, disable=not whole)
+    for item, fault in zip(items, shown, strict=True):
+        if fault and not whole:
+            raise InputError(f"{str(item)!r} {fault}, or leave it out (damaged='skip')")
+        faults.append(fault)
     kept = [i for i, fault in enumerate(faults) if not fault]
     skipped = tuple(
         f"{classes[label]}/{Path(item.name).name} {fault}"
@@ -178,8 +166,9 @@ def _proved(
     if not skipped:
         return images
     print(f"{name}: {len(skipped)} of {len(items)} images are damaged and left out", file=sys.stderr)
-    if lost := [c for i, c in enumerate(classes) if i not in set(images.labels[kept])]:
-        raise InputError(f"data {name!r}: every image of class {lost[0]!r} is damaged; the first {skipped[0]}")
+    lost = np.setdiff1d(images.labels, images.labels[kept])
+    if len(lost):
+        raise InputError(f"data {name!r}: every image of class {classes[lost[0]]!r} is damaged; the first {skipped[0]}")
     return replace(images.take(kept, name), skipped=skipped)
 
 

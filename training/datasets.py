@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from keras_resnet.errors import InputError, MissingExtraError, UsageError
+from keras_resnet.errors import InputError, UsageError, missing_extra
 from keras_resnet.training.images import Images
 
 DIGITS_SIDE = 32
@@ -67,9 +67,7 @@ def open_tfds(name: str, part: str) -> Images:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise MissingExtraError(
-            f"data 'tfds:{name}' needs a package: pip install tensorflow-datasets ({error})"
-        ) from error
+        raise missing_extra(f"data 'tfds:{name}'", "tfds", error) from error
     try:
         builder = tfds.builder(name)
         builder.download_and_prepare()
@@ -79,9 +77,14 @@ def open_tfds(name: str, part: str) -> Images:
             builder.as_dataset(split=part or PARTS[0], decoders=undecoded, shuffle_files=False).as_numpy_iterator()
         )
     except Exception as error:
-        raise InputError(f"data 'tfds:{name}' cannot be read by tensorflow-datasets: {error}") from error
+        raise InputError(f"data 'tfds:{name}' cannot be read by tensorflow-datasets: {_first_line(error)}") from error
     labels = np.array([row["label"] for row in rows], np.int64)
     return Images(f"{name}@{part or PARTS[0]}", classes, labels, [row["image"] for row in rows], _decoded)
+
+
+def _first_line(error: Exception) -> str:
+    """Behind it tensorflow-datasets lists every name that it knows."""
+    return str(error).partition("\n")[0]
 
 
 def _decoded(content: bytes) -> Image.Image:

@@ -17,6 +17,7 @@ from keras_resnet.training.recipes import Recipe
 from keras_resnet.training.runs import Run
 from keras_resnet.weights import load_model
 
+_KINDS = "give a run folder, a .keras file or VARIANT:WEIGHTS (`--set teacher=runs/large`)"
 LEAST = 1e-7  # probability, as Keras' cross-entropy has it
 
 
@@ -84,9 +85,9 @@ def _open(source: str, classes: Sequence[str]) -> keras.Model:
         if known != tuple(classes):
             raise UsageError(f"teacher {source!r} was trained on classes {known}, the data has {tuple(classes)}")
         path = run.model
+    if not path.is_file() and not colon:
+        raise InputError(f"teacher {source!r} is not there: {_KINDS}")
     try:
         return load_model(path) if path.is_file() or not colon else models.build(variant, weights=weights)
     except KerasResnetError as error:
-        raise InputError(
-            f"teacher {source!r} cannot be opened: give a run folder, a .keras file or VARIANT:WEIGHTS ({error})"
-        ) from error
+        raise InputError(f"teacher {source!r} cannot be opened: {_KINDS} ({error})") from error

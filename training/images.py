@@ -23,6 +23,7 @@ from keras_resnet.preprocessing import Preprocessing, fit_image
 from keras_resnet.training.crops import Crop, cut
 
 DECODERS = min(32, os.cpu_count() or 1)  # threads: Pillow decodes outside Python's lock
+WINDOW = 1024
 # What Pillow raises for files that are damaged, or no pictures at all
 DAMAGE = (
     EOFError,
@@ -54,6 +55,13 @@ class Member(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.archive}:{self.name}"
+
+
+def in_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """function(item) of each, in order, as many at a time as there are cores, and no more than a window ahead."""
+    with ThreadPoolExecutor(DECODERS) as pool:
+        for start in range(0, len(items), WINDOW):
+            yield from pool.map(function, items[start : start + WINDOW])
 
 
 def open_file(item: Path | Member) -> Image.Image:

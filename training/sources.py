@@ -52,15 +52,24 @@ def training_source(images: Images, recipe: Recipe, cache: str = "auto") -> Sour
     time), "auto" (memory up to 2 GiB, else none). Raises UsageError where the recipe's crop leaves nothing to keep,
     InputError for a damaged image, where all are decoded at once.
     """
+    check_cache(recipe, cache)
     crop = AUGMENTATIONS[recipe.augmentation].crop
     if crop is None:
         return fitted_source(images, recipe.training_preprocessing, cache)
-    if cache not in ("auto", "none"):
+    return _cutting(images, crop, recipe.image_size)
+
+
+def check_cache(recipe: Recipe, cache: str) -> None:
+    """Raise UsageError for an augmentation or a cache that is unknown, or where both do not go together."""
+    if recipe.augmentation not in AUGMENTATIONS:
+        raise unknown("augmentation", recipe.augmentation, AUGMENTATIONS, where="augmentation=")
+    if cache not in CACHES:
+        raise unknown("cache", cache, CACHES, where="cache=")
+    if AUGMENTATIONS[recipe.augmentation].crop and cache in ("memory", "disk"):
         raise UsageError(
             f"cache={cache!r} does not go with augmentation={recipe.augmentation!r}, which cuts each picture anew: "
             "leave it out; `keras-resnet data pack` makes files quick to read"
         )
-    return _cutting(images, crop, recipe.image_size)
 
 
 def fitted_source(images: Images, preprocessing: Preprocessing, cache: str = "auto") -> Source:
@@ -103,7 +112,9 @@ def _decoding(
         return pictures
 
     def read(places: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        return tf.ensure_shape(tf.numpy_function(decode, [places, numbers], tf.uint8), [None, *shape])
+        # Stateless: a stateful one would run one batch at a time where TensorFlow is to be deterministic.
+        found = tf.numpy_function(decode, [places, numbers], tf.uint8, stateful=False)
+        return tf.ensure_shape(found, [None, *shape])
 
     return Source(images.labels, len(images.classes), read, numbers)
 
@@ -127,7 +138,7 @@ def _on_disk(images: Images, preprocessing: Preprocessing) -> Source:
     pixels = np.load(target, mmap_mode="r")
 
     def read(places: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
-        found = tf.numpy_function(lambda chosen: pixels[chosen], [places], tf.uint8)
+        found = tf.numpy_function(lambda chosen: pixels[chosen], [places], tf.uint8, stateful=False)
         return tf.ensure_shape(found, [None, *pixels.shape[1:]])
 
     return Source(images.labels, len(images.classes), read)

@@ -16,10 +16,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_resnet.errors import KerasResnetError, UsageError, unknown
+from keras_resnet.errors import KerasResnetError, UsageError
 from keras_resnet.files import check_space, replacing, write_json
 from keras_resnet.training import checkpoint, plots
-from keras_resnet.training.augment import AUGMENTATIONS
 from keras_resnet.training.checkpoint import Checkpoint
 from keras_resnet.training.data import open_images
 from keras_resnet.training.evaluation import Evaluation, evaluate_model
@@ -28,7 +27,7 @@ from keras_resnet.training.interruption import Terminated, Termination, locked
 from keras_resnet.training.recipes import Recipe, recipe_of
 from keras_resnet.training.runs import Run, check_run_folder, open_run
 from keras_resnet.training.session import Session, open_session
-from keras_resnet.training.sources import fitted_source
+from keras_resnet.training.sources import check_cache, fitted_source
 from keras_resnet.training.strategy import deterministic, open_place
 from keras_resnet.weights import load_model
 
@@ -70,8 +69,7 @@ def train(
     worker is lost, InputError where the disk is full: the last checkpoint stands.
     """
     recipe = recipe_of(recipe)
-    if recipe.augmentation not in AUGMENTATIONS:
-        raise unknown("augmentation", recipe.augmentation, AUGMENTATIONS, where="augmentation=")
+    check_cache(recipe, cache)
     opened = check_run_folder(run)
     plots.check_installed()
     place = open_place(strategy)  # before anything else of TensorFlow's, which several workers need

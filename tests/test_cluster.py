@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import yaml
 
+from keras_resnet import cli
 from keras_resnet.errors import UsageError
 from keras_resnet.training.cluster import Cluster, find_cluster
+from keras_resnet.training.recipes import RECIPES
+from tests.layout import ROOT
 
 TWO = {"worker": ["host1:12345", "host2:12346"]}
 SLURM = {
@@ -89,6 +95,38 @@ def test_without_a_launcher_there_is_no_cluster(environment: dict[str, str]) -> 
 def test_nonsense_is_refused_with_what_is_wrong(environment: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         find_cluster(environment)
+
+
+def manifest() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The service and the job of the example."""
+    service, job = yaml.safe_load_all((ROOT / "examples" / "kubernetes.yaml").read_text(encoding="utf-8"))
+    return service, job
+
+
+def test_the_kubernetes_example_makes_a_cluster_of_all_its_pods() -> None:
+    service, job = manifest()
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    # As the documentation of indexed jobs has it: the host name of pod 3 and its index.
+    environment |= {"JOB_COMPLETION_INDEX": "3", "HOSTNAME": f"{job['metadata']['name']}-3"}
+    found = find_cluster(environment)
+    assert found is not None
+    assert len(found.addresses) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    assert found.address == f"resnet50-3.{pod['subdomain']}:{container['ports'][0]['containerPort']}"
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+
+
+def test_the_commands_of_the_examples_are_such_as_the_command_line_takes() -> None:
+    (container,) = manifest()[1]["spec"]["template"]["spec"]["containers"]
+    script = (ROOT / "examples" / "slurm.sh").read_text(encoding="utf-8")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    slurm = script.replace("\\\n", " ").split("keras-resnet train", 1)[1].splitlines()[0]
+    for words in (["train", *container["args"]], ["train", *shlex.split(slurm)]):
+        options = cli._parse(words)
+        assert options.recipe in RECIPES
+        assert options.strategy == "auto"
 
 
 def test_a_cluster_names_its_own_address() -> None:

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from keras_resnet.errors import InputError
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.augment import AUGMENTATIONS
-from keras_resnet.training.batches import evaluation_batches, training_batches
+from keras_resnet.training.augment import Treatment
+from keras_resnet.training.batches import evaluation_batches, normalised, training_batches
+from keras_resnet.training.sources import held
 
 # What a classifier is fine-tuned by: the name of a loss in both libraries, and its settings
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,26 +48,19 @@ class Material:
 
     def epoch(self, number: int, preprocessing: Preprocessing) -> tf.data.Dataset:
         """The batches of one epoch, the same for the same number."""
-        return training_batches(
-            self.pixels,
-            self.labels,
-            classes=self.classes,
-            preprocessing=preprocessing,
-            augmentation=AUGMENTATIONS[self.augmentation],
+        batches = training_batches(
+            held(self.pixels, self.labels, self.classes),
+            Treatment(self.augmentation),
             batch_size=self.batch_size,
             seed=self.seed,
-            first_epoch=number,
-            epochs=number + 1,
+            first_step=number * self.steps,
+            total_steps=(number + 1) * self.steps,
         )
+        return normalised(batches, preprocessing)
 
     def held_out(self, preprocessing: Preprocessing) -> tf.data.Dataset:
-        return evaluation_batches(
-            self.held_out_pixels,
-            self.held_out_labels,
-            classes=self.classes,
-            preprocessing=preprocessing,
-            batch_size=self.batch_size,
-        )
+        source = held(self.held_out_pixels, self.held_out_labels, self.classes)
+        return normalised(evaluation_batches(source, batch_size=self.batch_size), preprocessing)
 
 
 def loss_for(activation: str) -> tuple[str, dict[str, Any]]:

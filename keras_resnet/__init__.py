@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from keras_resnet import cores  # which counts them now
 from keras_resnet.lazy import lazy
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The command line: verbs of a few lines that call a public function. Heavy imports stand inside the verb.
 
-Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 a failure; 2 wrong usage; 130 Ctrl-C.
+Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 a failure; 2 wrong usage; 130 Ctrl-C; 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from keras_resnet import __version__, export_commands
+from keras_resnet import __version__, data_commands, export_commands
 from keras_resnet.console import load_keras
 from keras_resnet.errors import ExportError, InputError, KerasResnetError, UsageError, nearest, unknown
 from keras_resnet.export_commands import AGREEMENT, MODEL
@@ -26,7 +26,7 @@ from keras_resnet.training.recipes import RECIPES, Recipe
 
 INTERRUPTED = 130
 MOST_PIXELS = 10_000
-DATA = "'digits', a folder or .tar of class folders, or a .npz"
+DATA = "'digits', 'cifar10', a folder or .tar of class folders, packed shards, or a .npz"
 METHODS = ("qat", "prune", "prune-2:4", "cluster", "pqat", "qat-tfmot", "pqat-tfmot", "cqat", "pcqat")
 
 
@@ -141,12 +141,45 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "keras-resnet train cifar_resnet20 --recipe small-images --data photos/ --run runs/a",
     )
     one.add_argument("variant", nargs="?", help="the network (default: the recipe's)")
-    one.add_argument("--recipe", default="digits", help=f"one of: {', '.join(RECIPES)} (default: digits)")
+    one.add_argument("--recipe", default="digits", help="see `keras-resnet list recipes` (default: digits)")
     one.add_argument("--data", required=True, help=DATA)
     one.add_argument("--validation", help="images that choose the epoch (default: a tenth of --data)")
     one.add_argument("--test", help="images that the evaluation is on (default: those of --validation)")
+    one.add_argument("--damaged", default="error", help="error (default), or skip: leave damaged images out, list them")
+    one.add_argument("--cache", default="auto", help="keep pixels in memory, on disk, or none (default: auto)")
     one.add_argument("--run", required=True, metavar="FOLDER", dest="folder", help="the run folder to write")
-    _recipe_options(one, [f.name for f in dataclasses.fields(Recipe) if f.name != "variant"])
+    one.add_argument(
+        "--strategy",
+        default="auto",
+        help="auto (default): all GPUs and all machines that are named; single, mirrored, workers, tpu",
+    )
+    one.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="any field of the recipe: mixup=0.2, ema=0.999",
+    )
+    _recipe_options(one, ("image_size", "epochs", "batch_size", "learning_rate", "seed"))
+
+    one = verb(
+        "data",
+        data_commands.run,
+        "pack images into shards, check them for faults, or show what a network sees of them in training",
+        "keras-resnet data show photos/ --recipe finetune --out seen.png",
+    )
+    data_commands.add_options(one)
+
+    one = verb(
+        "verify-run",
+        _verify_run,
+        "take the last steps of a run again, and prove that they give what it has stored, to the last bit",
+        "keras-resnet verify-run runs/a",
+    )
+    one.add_argument("folder", metavar="RUN", help="a run folder")
+    one.add_argument("--data", help="where its images lie now (default: where run.json says)")
+    one.add_argument("--validation", help="the same for the images that choose the epoch")
+    one.add_argument("--json", action="store_true")
 
     one = verb(
         "evaluate",
@@ -387,16 +420,19 @@ def _inspect_file(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from keras_resnet.training.recipes import recipe_of
+    from keras_resnet.training.recipes import parse_settings, recipe_of
 
-    changes = _recipe_changes(options)
+    changes = {**parse_settings(options.set), **_recipe_changes(options)}
     if options.variant is not None:
         changes["variant"] = options.variant
     recipe = recipe_of(options.recipe, **changes)
     load_keras(debug=options.debug)
     from keras_resnet.training import train
 
-    run = train(recipe, options.data, options.folder, validation=options.validation, test=options.test)
+    parts = {name: getattr(options, name) for name in ("validation", "test", "damaged", "cache", "strategy")}
+    run = train(recipe, options.data, options.folder, **parts)
+    if not run.is_complete:  # the chief's, on another machine
+        return
     found = run.read_evaluation()
     low, high = found["interval"]
     kind = "validation" if options.test is None else "test"
@@ -404,6 +440,21 @@ def _train(options: argparse.Namespace) -> None:
         f"{found['top1']:.2%} of {found['count']:,} {kind} images ({found['data']}; 95 %: {low:.2%} to {high:.2%}), "
         f"{run.folder}"
     )
+
+
+def _verify_run(options: argparse.Namespace) -> None:
+    load_keras(debug=options.debug)
+    from keras_resnet.training import verify_run
+
+    found = verify_run(options.folder, options.data, validation=options.validation)
+    said = f"steps {found.first} to {found.last} of {options.folder} taken again: {found.compared} values"
+    if options.json:
+        print(json.dumps({**dataclasses.asdict(found), "is_equal": found.is_equal}))
+    elif found.is_equal:
+        print(f"{said}, all equal to the last bit")
+    if not found.is_equal:
+        shown = ", ".join(found.differing[:5])
+        raise InputError(f"{said}, {len(found.differing)} differ ({shown}): another kind of processor rounds otherwise")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

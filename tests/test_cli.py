@@ -19,7 +19,7 @@ from keras_resnet.specs import VARIANTS
 from keras_resnet.training.recipes import RECIPES
 from tests.pictures import colour_folder
 
-VERBS = ("quickstart", "list", "inspect", "train", "evaluate", "predict", "compress", "export", "verify", "benchmark")
+VERBS = "quickstart list inspect train data verify-run evaluate predict compress export verify benchmark".split()
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

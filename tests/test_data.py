@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 from keras_resnet.errors import InputError, KerasResnetError, UsageError
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training import open_images
-from keras_resnet.training.augment import AUGMENTATIONS
+from keras_resnet.training.augment import Treatment
 from keras_resnet.training.batches import evaluation_batches, normalise, training_batches
 from keras_resnet.training.images import Images
+from keras_resnet.training.sources import held
 from tests.pictures import COLOURS, colour_folder
 
 PLAIN = Preprocessing(resize=0, crop=0, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -187,92 +187,55 @@ def test_batches_are_normalised_as_the_preprocessing_says(preprocessing: Preproc
     np.testing.assert_allclose(normalise(pixels, preprocessing), preprocessing.normalise(pixels), atol=rounding)
 
 
-def batches(first_epoch: int, epochs: int, seed: int = 1) -> list[np.ndarray]:
-    pixels = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1) * np.ones((1, 8, 8, 3), np.uint8)
+COUNT = 10
+
+
+def batches(first_step: int, total_steps: int, *, seed: int = 1, shard: tuple[int, int] = (0, 1)) -> list[np.ndarray]:
+    """Three steps an epoch, of 4, 4 and 2 pictures, each of the colour of its number."""
+    pixels = np.arange(COUNT, dtype=np.uint8).reshape(COUNT, 1, 1, 1) * np.ones((1, 8, 8, 3), np.uint8)
     data = training_batches(
-        pixels,
-        np.arange(10) % 3,
-        classes=4,
-        preprocessing=Preprocessing(scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3),
-        augmentation=AUGMENTATIONS["none"],
+        held(pixels, np.arange(COUNT) % 3, 4),
+        Treatment("none"),
         batch_size=4,
         seed=seed,
-        first_epoch=first_epoch,
-        epochs=epochs,
+        first_step=first_step,
+        total_steps=total_steps,
+        shard=shard,
     )
     return [(x.numpy(), y.numpy()) for x, y in data]  # type: ignore[misc]
 
 
 def test_an_epoch_shows_every_image_once_in_batches_with_the_rest_last() -> None:
-    for x, y in batches(0, 1):
+    for x, y in batches(0, 3):
+        assert x.dtype == np.uint8
         assert y.shape[1] == 4
         assert (y.argmax(axis=1) == x[:, 0, 0, 0].astype(int) % 3).all()
-    shown = [int(value) for x, _ in batches(0, 1) for value in x[:, 0, 0, 0]]
-    assert [len(x) for x, _ in batches(0, 1)] == [4, 4, 2]
-    assert sorted(shown) == list(range(10))
+    shown = [int(value) for x, _ in batches(0, 3) for value in x[:, 0, 0, 0]]
+    assert [len(x) for x, _ in batches(0, 3)] == [4, 4, 2]
+    assert sorted(shown) == list(range(COUNT))
 
 
-def test_a_run_that_goes_on_sees_what_it_would_have_seen() -> None:
-    whole, rest = batches(0, 5), batches(2, 5)
-    assert len(rest) == 9
-    for (x, y), (x2, y2) in zip(whole[6:], rest, strict=True):
+@pytest.mark.parametrize("first", [1, 6, 14])
+def test_a_run_that_goes_on_at_any_step_sees_what_it_would_have_seen(first: int) -> None:
+    whole, rest = batches(0, 15), batches(first, 15)
+    assert len(rest) == 15 - first
+    for (x, y), (x2, y2) in zip(whole[first:], rest, strict=True):
         assert np.array_equal(x, x2)
         assert np.array_equal(y, y2)
 
 
 def test_epochs_and_seeds_differ_in_order() -> None:
-    orders = [
-        np.concatenate([x[:, 0, 0, 0] for x, _ in batches(e, e + 1, s)]).tolist() for e, s in ((0, 1), (1, 1), (0, 2))
-    ]
+    starts = ((0, 1), (3, 1), (0, 2))
+    orders = [np.concatenate([x[:, 0, 0, 0] for x, _ in batches(e, e + 3, seed=s)]).tolist() for e, s in starts]
     assert orders[0] != orders[1]
     assert orders[0] != orders[2]
 
 
 def test_evaluation_keeps_the_order_of_the_images() -> None:
     pixels = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1) * np.ones((1, 2, 2, 3), np.uint8)
-    raw = Preprocessing(scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
-    data = evaluation_batches(pixels, np.arange(7) % 2, classes=2, preprocessing=raw, batch_size=3)
+    data = evaluation_batches(held(pixels, np.arange(7) % 2, 2), batch_size=3)
     assert np.concatenate([x[:, 0, 0, 0] for x, _ in data]).tolist() == list(range(7))
-
-
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_an_augmentation_is_a_function_of_its_seed_and_keeps_shape_and_type(name: str) -> None:
-    images = tf.constant(np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uint8))
-    results = [AUGMENTATIONS[name](images, tf.constant(seed, tf.int64)).numpy() for seed in ([1, 2], [1, 2], [1, 3])]
-    assert results[0].shape == images.shape
-    assert results[0].dtype == np.uint8
-    assert np.array_equal(results[0], results[1])
-    assert np.array_equal(results[0], results[2]) == (name == "none")
-
-
-def test_a_shift_moves_by_whole_pixels_up_to_an_eighth_and_fills_with_black() -> None:
-    images = np.zeros((300, 16, 32, 3), np.uint8)
-    images[:, 8, 16] = 255
-    moved = AUGMENTATIONS["shift"](tf.constant(images), tf.constant([0, 0], tf.int64)).numpy()
-    rows, columns = np.nonzero(moved[..., 0])[1:]
-    assert len(rows) == 300
-    assert set(rows - 8) == set(range(-2, 3))
-    assert set(columns - 16) == set(range(-4, 5))
-
-
-def test_half_of_the_images_are_mirrored() -> None:
-    images = np.zeros((400, 8, 32, 3), np.uint8)
-    images[:, :, :8] = 255
-    flipped = AUGMENTATIONS["shift_flip"](tf.constant(images), tf.constant([5, 0], tf.int64)).numpy()
-    on_the_right = (flipped[:, 4, 24:, 0].astype(int).sum(axis=1) > 0).mean()
-    assert 0.4 < on_the_right < 0.6  # binomial(400, 0.5): four standard deviations
-
-
-def test_an_affine_change_keeps_the_middle_where_it_was_on_average() -> None:
-    images = np.zeros((500, 33, 33, 3), np.uint8)
-    images[:, 14:19, 14:19] = 255
-    moved = AUGMENTATIONS["affine"](tf.constant(images), tf.constant([7, 0], tf.int64)).numpy()[..., 0].astype(float)
-    grid = np.arange(33)
-    mass = moved.sum(axis=(1, 2))
-    for axis in (1, 2):
-        centres = (moved.sum(axis=3 - axis) * grid).sum(axis=1) / mass
-        assert abs(centres.mean() - 16) < 0.25  # uniform within 2 pixels: four standard errors
-        assert np.abs(centres - 16).max() < 3
+    assert np.concatenate([y.numpy().argmax(1) for _, y in data]).tolist() == [0, 1, 0, 1, 0, 1, 0]
 
 
 def test_a_class_name_of_two_lines_or_none_is_refused(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def test_every_layer_of_the_contracts_is_a_room_that_exists(tree):
         "jax",
         "matplotlib.pyplot",
         "sklearn.datasets",
+        "tensorflow_datasets",
         "tensorflow_model_optimization",
         "tf_keras",
         "torch",

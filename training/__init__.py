@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from keras_resnet.training.evaluation import Evaluation, evaluate_model
     from keras_resnet.training.images import Images
     from keras_resnet.training.recipes import RECIPES, Recipe
+    from keras_resnet.training.replay import Replay, verify_run
     from keras_resnet.training.runs import Run
+    from keras_resnet.training.step import StepModel
     from keras_resnet.training.trainer import evaluate, train
 
 __getattr__, __dir__ = lazy(
@@ -24,9 +26,24 @@ __getattr__, __dir__ = lazy(
         "evaluation": ("Evaluation", "evaluate_model"),
         "images": ("Images",),
         "recipes": ("RECIPES", "Recipe"),
+        "replay": ("Replay", "verify_run"),
         "runs": ("Run",),
+        "step": ("StepModel",),
         "trainer": ("evaluate", "train"),
     },
 )
 
-__all__ = ["RECIPES", "Evaluation", "Images", "Recipe", "Run", "evaluate", "evaluate_model", "open_images", "train"]
+__all__ = [
+    "RECIPES",
+    "Evaluation",
+    "Images",
+    "Recipe",
+    "Replay",
+    "Run",
+    "StepModel",
+    "evaluate",
+    "evaluate_model",
+    "open_images",
+    "train",
+    "verify_run",
+]

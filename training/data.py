@@ -4,53 +4,74 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.resources
-import io
 import os
 import sys
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from huggingface_hub import constants
 from PIL import Image
+from tqdm import tqdm
 
-from keras_resnet.errors import InputError
+from keras_resnet.errors import InputError, unknown
 from keras_resnet.files import check_space, replacing
+from keras_resnet.training import datasets
+from keras_resnet.training.images import DAMAGE, Member, in_parallel, open_file
 from keras_resnet.training.images import Images as Images
-from keras_resnet.training.images import Member
+from keras_resnet.training.packing import is_packed, open_packed
 
-DIGITS_SIDE = 32
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 CHUNK_BYTES = 1 << 24
-KINDS = "'digits', a folder or .tar of class folders, or a .npz file"
+POLICIES = ("error", "skip")
+KINDS = (
+    "'digits', 'cifar10', 'cifar100', 'tfds:NAME', a folder or .tar of class folders, a folder of packed images, "
+    "or a .npz file"
+)
 
 
-def open_images(source: str | os.PathLike[str] | Images) -> Images:
-    """Labelled images from "digits" (embedded), a folder or `.tar` of class folders, or a `.npz` of arrays.
+def open_images(source: str | os.PathLike[str] | Images, *, damaged: str = "error") -> Images:
+    """Labelled images from a folder or `.tar` of class folders, or any of the sources below.
 
-    A `.tar` is read in place; a `.tar.gz` is unzipped once into a cache, which is said. The arrays of a `.npz` are
-    `images`, `labels` and perhaps `classes`. Images come back as they are. Raises InputError where the source is
-    absent, empty, has one class only, names of classes that cannot be told apart, or something that is no image.
+    "digits" comes with the package; "cifar10" and "cifar100" are keras.datasets', "tfds:NAME" is tensorflow-datasets'
+    where that is installed: their training images, or another part as "cifar10@test", "tfds:beans@validation"; a
+    folder of such a name is "./digits". A folder that `keras-resnet data pack` wrote; a `.npz` of arrays `images`,
+    `labels` and perhaps `classes`. A `.tar` is read in place; a `.tar.gz` is unzipped once into a cache, which is said.
+    Images come back as they are.
+
+    damaged: what to do with a file that is no picture: "error", or "skip", which decodes every picture once to find
+    all of them; `skipped` lists those left out. With "error" one that only decoding finds is named when it is decoded.
+
+    Raises InputError where the source is absent, empty, has one class only, names of classes that cannot be told
+    apart, or something that is no image.
     """
     if isinstance(source, Images):
         return source
+    if damaged not in POLICIES:
+        raise unknown("policy", damaged, POLICIES, where="damaged=")
     path = Path(source)
     if not str(source):
         raise InputError(f"data '' is empty: give {KINDS}")
-    if str(source) == "digits":
-        images = _open_digits()
+    name, _, part = str(source).partition("@")
+    if name in datasets.BY_NAME:
+        images = datasets.BY_NAME[name](name, part)
+    elif str(source).startswith(datasets.TFDS):
+        images = datasets.open_tfds(name.removeprefix(datasets.TFDS), part)
     elif path.is_dir():
-        images = _open_folder(path)
+        images = open_packed(path) if is_packed(path) else _open_folder(path, damaged)
     elif path.suffix == ".npz" and path.is_file():
         images = _open_npz(path)
     elif path.name.endswith(ARCHIVES) and path.is_file():
-        images = _open_archive(path)
+        images = _open_archive(path, damaged)
     else:
         raise InputError(f"data {str(source)!r} is not there: give {KINDS}")
-    wrong = [c for c in images.classes if not c.strip() or len(c.splitlines()) > 1 or images.classes.count(c) > 1]
+    wrong = [c for c, n in Counter(images.classes).items() if not c.strip() or len(c.splitlines()) > 1 or n > 1]
     if wrong:
         raise InputError(f"data {str(source)!r} has a class named {wrong[0]!r}: give each one name, on one line")
     if len(images.classes) < 2 or len(np.unique(images.labels)) < 2:
@@ -61,21 +82,7 @@ def open_images(source: str | os.PathLike[str] | Images) -> Images:
     return images
 
 
-def _open_digits() -> Images:
-    with (
-        importlib.resources.files("keras_resnet").joinpath("assets/digits.npz").open("rb") as file,
-        np.load(file) as data,
-    ):
-        images, labels = data["images"], data["labels"]
-
-    def decode(small: np.ndarray) -> Image.Image:
-        grey = np.round(small * (255 / 16)).astype(np.uint8)
-        return Image.fromarray(grey).resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC).convert("RGB")
-
-    return Images("digits", tuple("0123456789"), labels.astype(np.int64), list(images), decode)
-
-
-def _open_folder(folder: Path) -> Images:
+def _open_folder(folder: Path, damaged: str) -> Images:
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise InputError(f"data folder {str(folder)!r} is empty: it must hold a folder of images for each class")
@@ -84,33 +91,20 @@ def _open_folder(folder: Path) -> Images:
         members = sorted(path for path in (folder / name).iterdir() if not path.name.startswith("."))
         if not members:
             raise InputError(f"class folder {str(folder / name)!r} is empty: put images in it or remove it")
-        for path in members:
-            _check_image(path)
-            files.append(path)
-            labels.append(label)
-    return Images(folder.resolve().name, tuple(classes), np.asarray(labels, np.int64), files, _read)
+        files += members
+        labels += [label] * len(members)
+    return _proved(folder.resolve().name, classes, labels, files, damaged)
 
 
-def _open_archive(path: Path) -> Images:
+def _open_archive(path: Path, damaged: str) -> Images:
     """The pictures of an archive, read in place; the folder that holds a picture is its class."""
-    archive = path if path.suffix == ".tar" else _unzipped(path)
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            files = [entry for entry in tar if not entry.isdir()]
-    except (OSError, tarfile.TarError, EOFError) as error:
-        raise InputError(f"data {str(path)!r} is no archive that can be read: {error}") from error
     members, classes, roots = [], [], set()
-    for entry in files:
-        *root, folder, name = ["", *entry.name.removeprefix("./").split("/")]
-        if name.startswith("."):
-            continue
-        if not entry.isreg() or entry.issparse():
-            raise InputError(f"data {str(path)!r}: {entry.name!r} is a link or another special file: pack files alone")
+    for root, folder, member in members_of(path):
         if not folder:
-            raise InputError(f"data {str(path)!r}: {entry.name!r} is in no class folder: pack a folder for each class")
-        members.append(Member(archive, entry.name, entry.offset_data, entry.size))
+            raise InputError(f"data {str(path)!r}: {member.name!r} is in no class folder: pack a folder for each class")
+        members.append(member)
         classes.append(folder)
-        roots.add("/".join(root))
+        roots.add(root)
     if not members:
         raise InputError(f"data {str(path)!r} is empty: it must hold a folder of images for each class")
     if len(roots) > 1:
@@ -119,15 +113,76 @@ def _open_archive(path: Path) -> Images:
             f"data {str(path)!r} has class folders in {first or 'the top'!r} and in {second!r}: "
             "pack the folder that holds the class folders alone"
         )
-    if members[-1].offset + members[-1].size > archive.stat().st_size:
-        raise InputError(f"data {str(path)!r} is cut short: {members[-1].name!r} goes past its end")
-    for member in members:
-        _check_image(member)
     names = sorted(set(classes))
     position = {name: i for i, name in enumerate(names)}
     order = sorted(range(len(members)), key=lambda i: (position[classes[i]], members[i].name))
-    labels = np.asarray([position[classes[i]] for i in order], np.int64)
-    return Images(path.name.partition(".tar")[0], tuple(names), labels, [members[i] for i in order], _read)
+    labels = [position[classes[i]] for i in order]
+    return _proved(path.name.partition(".tar")[0], names, labels, [members[i] for i in order], damaged)
+
+
+def members_of(path: Path) -> list[tuple[str, str, Member]]:
+    """The files of a `.tar` or `.tar.gz` of class folders: (where the folder lies, the folder, the file).
+
+    Hidden files are left out. Raises InputError for what is no archive, is cut short, or holds other than files.
+    """
+    archive = path if path.suffix == ".tar" else _unzipped(path)
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            files = [entry for entry in tar if not entry.isdir()]
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise InputError(f"data {str(path)!r} is no archive that can be read: {error}") from error
+    found = []
+    for entry in files:
+        *root, folder, name = ["", *entry.name.removeprefix("./").split("/")]
+        if name.startswith("."):
+            continue
+        if not entry.isreg() or entry.issparse():
+            raise InputError(f"data {str(path)!r}: {entry.name!r} is a link or another special file: pack files alone")
+        found.append(("/".join(root), folder, Member(archive, entry.name, entry.offset_data, entry.size)))
+    if found and found[-1][2].offset + found[-1][2].size > archive.stat().st_size:
+        raise InputError(f"data {str(path)!r} is cut short: {found[-1][2].name!r} goes past its end")
+    return found
+
+
+def _proved(
+    name: str, classes: Sequence[str], labels: Sequence[int], items: Sequence[Path | Member], damaged: str
+) -> Images:
+    """The images whose files are pictures; of others the first is an error, or all are left out and listed."""
+    whole = damaged == "skip"
+    faults = []
+    looked = in_parallel(partial(fault_of, whole=whole), items)
+    shown = tqdm(looked, f"{name}: damaged images", len(items), unit="image", leave=False, disable=not whole)
+    for item, fault in zip(items, shown, strict=True):
+        if fault and not whole:
+            raise InputError(f"{str(item)!r} {fault}, or leave it out (damaged='skip')")
+        faults.append(fault)
+    kept = [i for i, fault in enumerate(faults) if not fault]
+    skipped = tuple(
+        f"{classes[label]}/{Path(item.name).name} {fault}"
+        for label, item, fault in zip(labels, items, faults, strict=True)
+        if fault
+    )
+    images = Images(name, tuple(classes), np.asarray(labels, np.int64), items, open_file)
+    if not skipped:
+        return images
+    print(f"{name}: {len(skipped)} of {len(items)} images are damaged and left out", file=sys.stderr)
+    lost = np.setdiff1d(images.labels, images.labels[kept])
+    if len(lost):
+        raise InputError(f"data {name!r}: every image of class {classes[lost[0]]!r} is damaged; the first {skipped[0]}")
+    return replace(images.take(kept, name), skipped=skipped)
+
+
+def fault_of(item: Path | Member, *, whole: bool = True) -> str:
+    """Why a file cannot be trained on, "" where nothing is wrong; whole: decode it, not only its first bytes."""
+    try:
+        with open_file(item) as image:
+            mode = image.mode
+            image.load() if whole else image.verify()
+    except DAMAGE as error:
+        return f"is not an image that can be read: remove or repair it ({error})"
+    if mode.startswith(("I", "F")):  # Pillow would cut what is above 255
+        return f"has more than 8 bits a channel (mode {mode}): save it with 8 bits"
+    return ""
 
 
 def _unzipped(path: Path) -> Path:
@@ -175,27 +230,3 @@ def _open_npz(path: Path) -> Images:
             f"for {len(classes)} classes: every class must be there"
         )
     return Images(path.stem, classes, labels, list(images), Image.fromarray)
-
-
-def _check_image(item: Path | Member) -> None:
-    try:
-        with Image.open(_file_of(item)) as image:
-            mode = image.mode
-            image.verify()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{str(item)!r} is not an image that can be read: remove or repair it ({error})") from error
-    if mode.startswith(("I", "F")):  # Pillow would cut what is above 255
-        raise InputError(f"{str(item)!r} has more than 8 bits a channel (mode {mode}): save it with 8 bits")
-
-
-def _read(item: Path | Member) -> Image.Image:
-    try:
-        with Image.open(_file_of(item)) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{str(item)!r} cannot be decoded: remove or repair it ({error})") from error
-
-
-def _file_of(item: Path | Member) -> Path | io.BytesIO:
-    return item if isinstance(item, Path) else io.BytesIO(item.read_bytes())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +20,24 @@ from PIL import Image
 
 from keras_resnet.errors import InputError, UsageError
 from keras_resnet.preprocessing import Preprocessing, fit_image
+from keras_resnet.training.crops import Crop, cut
 
-DECODERS = min(8, os.cpu_count() or 1)  # threads: Pillow decodes outside Python's lock
+DECODERS = min(32, os.cpu_count() or 1)  # threads: Pillow decodes outside Python's lock
+WINDOW = 1024
+# What Pillow raises for files that are damaged, or no pictures at all
+DAMAGE = (
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 class Member(NamedTuple):
@@ -37,11 +57,24 @@ class Member(NamedTuple):
         return f"{self.archive}:{self.name}"
 
 
+def in_parallel(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """function(item) of each, in order, as many at a time as there are cores, and no more than a window ahead."""
+    with ThreadPoolExecutor(DECODERS) as pool:
+        for start in range(0, len(items), WINDOW):
+            yield from pool.map(function, items[start : start + WINDOW])
+
+
+def open_file(item: Path | Member) -> Image.Image:
+    """A picture of a file, not loaded yet. Raises what Pillow raises."""
+    return Image.open(item if isinstance(item, Path) else io.BytesIO(item.read_bytes()))
+
+
 @dataclass(frozen=True)
 class Images:
     """Indexed, immutable, labelled pictures: `images[i]` is (uint8 [height, width, 3], label), the same for ever.
 
-    classes: names, in the order of the labels; labels: int64 [n]; items: what `decode` turns into a picture.
+    classes: names, in the order of the labels; labels: int64 [n]; items: what `decode` makes a Pillow image of, which
+    need not be loaded; skipped: the files that were left out because they are damaged, and why.
     """
 
     name: str
@@ -49,6 +82,8 @@ class Images:
     labels: np.ndarray
     items: Sequence[Any]
     decode: Callable[[Any], Image.Image]
+    skipped: tuple[str, ...] = ()
+    known_hash: str = ""  # where it was computed before, and the files are proved to be the same
 
     def __len__(self) -> int:
         return len(self.items)
@@ -57,12 +92,31 @@ class Images:
         return np.asarray(self.picture(index).convert("RGB")), int(self.labels[index])
 
     def picture(self, index: int) -> Image.Image:
-        """One picture. Raises InputError, which names the file, where it cannot be decoded."""
-        return self.decode(self.items[index])
+        """One picture, loaded. Raises InputError, which names the file, where it cannot be decoded."""
+        with self._opened(index) as image:
+            image.load()
+            return image
+
+    def cropped(self, index: int, crop: Crop, numbers: Sequence[float], size: int) -> np.ndarray:
+        """A part of one picture, uint8 [size, size, 3]; no more of it is decoded than that needs. Raises InputError."""
+        with self._opened(index) as image:
+            return cut(image, crop, numbers, size)
+
+    @contextlib.contextmanager
+    def _opened(self, index: int) -> Iterator[Image.Image]:
+        try:
+            with self.decode(self.items[index]) as image:
+                yield image
+        except InputError:
+            raise
+        except DAMAGE as error:
+            raise InputError(f"{self.name_of(index)} cannot be decoded: remove or repair it ({error})") from error
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 over classes, labels and the bytes of every item: equal for equal data, wherever it lies."""
+        if self.known_hash:
+            return self.known_hash
         digest = hashlib.sha256("\n".join(self.classes).encode() + self.labels.astype("<i8").tobytes())
         for item in self.items:
             digest.update(_bytes_of(item))
@@ -70,7 +124,8 @@ class Images:
 
     def relabelled(self, positions: Sequence[int], classes: Sequence[str]) -> Images:
         """The same pictures under other classes: those of class i become class `positions[i]` of `classes`."""
-        return Images(self.name, tuple(classes), np.asarray(positions, np.int64)[self.labels], self.items, self.decode)
+        labels = np.asarray(positions, np.int64)[self.labels]
+        return replace(self, classes=tuple(classes), labels=labels, known_hash="")
 
     def take(self, indices: Sequence[int], name: str) -> Images:
         """Those images alone, in that order, with the same classes."""
@@ -148,4 +203,6 @@ class Images:
 
 
 def _bytes_of(item: Any) -> bytes:
+    if isinstance(item, bytes):
+        return item
     return bytes(item.read_bytes() if isinstance(item, (Path, Member)) else item.tobytes())

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -120,9 +120,16 @@ def check_run_folder(folder: str | os.PathLike[str]) -> Run:
     return run
 
 
-def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any], devices: Sequence[str] = ()) -> Run:
+def open_run(
+    folder: str | os.PathLike[str],
+    recipe: Recipe,
+    data: dict[str, Any],
+    devices: Sequence[str] = (),
+    sources: Mapping[str, Any] | None = None,
+) -> Run:
     """A run folder for a recipe on some data: a new one, or the one that the same call began, wherever the data lies.
 
+    sources: where the data came from, as it was said; what has no name there, such as Images, is left out.
     Raises InputError where the folder holds something else: other files, another recipe or other data.
     """
     run = check_run_folder(folder)
@@ -131,20 +138,14 @@ def open_run(folder: str | os.PathLike[str], recipe: Recipe, data: dict[str, Any
         if COMPRESSION in before:
             raise InputError(f"output {str(folder)!r} holds a network that was compressed: give another folder")
         for part, now in (("recipe", _as_json(recipe)), ("data", data)):
-            then = before.get(part, {})
-            changed = [key for key, value in now.items() if _content(then.get(key)) != _content(value)]
-            if changed:
-                key = changed[0]
-                raise InputError(
-                    f"output {str(folder)!r} holds a run with another {part} ({key}: {then.get(key)!r} "
-                    f"there, {now[key]!r} now): give another folder, or the same values to go on with it"
-                )
+            check_same(run, part, now, before.get(part, {}))
         return run
     write_json(
         run.description,
         {
             "recipe": _as_json(recipe),
             "data": data,
+            "sources": {k: str(v) for k, v in (sources or {}).items() if isinstance(v, (str, os.PathLike))},
             "versions": versions(),
             "devices": list(devices),
             "machine": {"system": platform.platform(), "processor": platform.processor() or platform.machine()},
@@ -189,6 +190,16 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
         named = [f"{name}={recipe[name]}" for name in other if recipe and name not in ("variant", "epochs")]
         row["differs"] = " ".join(named)
     return rows
+
+
+def check_same(run: Run, part: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Raise InputError, which says what differs, where the recipe or data of a run is not what it was."""
+    for key, value in now.items():
+        if _content(then.get(key)) != _content(value):
+            raise InputError(
+                f"output {str(run.folder)!r} holds a run with another {part} ({key}: {then.get(key)!r} there, "
+                f"{value!r} now): give another folder, or the same values to go on with it"
+            )
 
 
 def versions() -> dict[str, str]:

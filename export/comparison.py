@@ -15,7 +15,7 @@ from keras_resnet.files import write_text
 
 NAME = "report.html"
 SUFFIXES = (".tflite", ".mlpackage")
-HEADER = ("file", "format", "size", "accuracy", "of the network", "agreement", "latency")
+HEADER = ("file", "format", "size", "accuracy, %", "of the network, %", "agreement, %", "latency")
 UNKNOWN = "not verified"
 
 
@@ -68,12 +68,15 @@ def _row(manifest: Mapping[str, Any]) -> list[str]:
     if "mean_cosine" in found:
         return [*row, "", "", f"cosine {found['mean_cosine']:.5f}", latency]
     accuracy = [
-        report.with_interval(found[f"{side}_top1"], found[f"{side}_interval"])
-        if manifest["accuracy_verified"]
-        else UNKNOWN
+        _short(found[f"{side}_top1"], found[f"{side}_interval"]) if manifest["accuracy_verified"] else UNKNOWN
         for side in ("file", "model")
     ]
-    return [*row, *accuracy, report.with_interval(found["agreement"], found["agreement_interval"]), latency]
+    return [*row, *accuracy, _short(found["agreement"], found["agreement_interval"]), latency]
+
+
+def _short(value: float, interval: Sequence[float]) -> str:
+    """A fraction 0..1 in percent, with its interval."""
+    return f"{100 * value:.2f} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
 
 
 def _links(manifests: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from keras_resnet.errors import UsageError
 from keras_resnet.export.calibration import calibration_pixels, check_apart
 from keras_resnet.export.concrete import EMBEDDING, answers_with, labels_of
 from keras_resnet.export.metadata import check_labels
+from keras_resnet.labels import imagenet
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.data import Images, open_images
 from keras_resnet.training.evaluation import for_network
@@ -58,6 +59,10 @@ def gather(
         return Evidence(sample, pixels, judged, shown, False, ())
     if judged is not None:
         judged = for_network(judged, classes, known)
-    named = known or (judged.classes if judged else None)
+    folders = judged.classes if judged else ()
+    # Numbers are places of outputs; a thousand of them are ImageNet's. Ten may be CIFAR-10's or ten digits.
+    if classes == len(imagenet()) and all(name.isdecimal() for name in folders):
+        folders = tuple(imagenet().values())
+    named = known or folders or None
     names = check_labels(named if labels is None else labels, classes)
     return Evidence(sample, pixels, judged, shown, given is not None, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_a_page_has_a_row_for_each_file_and_bars_in_proportion(tmp_path: Path) -
     coreml["verification"]["latency"] = None
     write(tmp_path, coreml)
     page = compare(tmp_path).read_text(encoding="utf-8")
-    assert page.count("74.50 %") == 3
+    assert page.count("74.50 (71.0 to 77.0)") == 3
     assert [page.count(f"width:{share}") for share in ("25.0%", "50.0%")] == [1, 1]
     assert page.count("width:100.0%") == 3  # the largest file, and both latencies
     assert page.count("not run here") == 1
@@ -112,3 +113,16 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     assert main(["export", "nothing.keras", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("folders", "named"), [(1000, "tench"), (10, "0")])
+def test_a_thousand_numbered_classes_are_those_of_imagenet_and_ten_are_what_they_say(folders: int, named: str) -> None:
+    from keras_resnet.export.evidence import gather
+    from keras_resnet.preprocessing import Preprocessing
+
+    model = network("same padding", classes=folders)
+    images = images_of(photographs(4), classes=folders)
+    numbered = dataclasses.replace(images, classes=tuple(map(str, range(folders))))
+    found = gather(model, model, Preprocessing(resize=0, crop=32), None, numbered, None)
+    assert found.names[0] == named
+    assert len(set(found.names)) == folders

@@ -16,7 +16,7 @@ from keras_resnet.files import replacing
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported file by its path, with the sidecars that lie beside it under the same stem."""
+    """An exported file by its path, with the sidecars that lie beside it under the same stem; no labels, no file."""
 
     path: Path
 
@@ -89,13 +89,16 @@ def write_artifact(
     (name, size_bytes, sha256) to the manifest; report: from the manifest to the page.
     """
     artifact = Artifact(path)
-    with replacing(artifact.labels, artifact.manifest, artifact.report, artifact.path) as scratch:
-        labels_file, manifest_file, report_file, file = scratch
+    places = [artifact.manifest, artifact.report, artifact.path, *([artifact.labels] if labels else [])]
+    with replacing(*places) as (manifest_file, report_file, file, *labels_files):
         produce(file)
-        labels_file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        for labels_file in labels_files:
+            labels_file.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         value = manifest({"file": path.name, "size_bytes": size_of(file), "sha256": sha256_of(file)})
         manifest_file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         report_file.write_text(report(value), encoding="utf-8")
+    if not labels:
+        artifact.labels.unlink(missing_ok=True)  # of an earlier export of that name, which had classes
     return artifact
 
 

@@ -28,6 +28,7 @@ from keras_resnet.export.graph import (
     sources,
 )
 from keras_resnet.export.rounding import clipped_range, round_weights
+from keras_resnet.export.tuning import tuned_ranges
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.data import Images, open_images
 
@@ -42,12 +43,16 @@ PROBABILITIES = (0.0, 255 / 256)  # what the formats prescribe behind a softmax 
 
 @dataclass(frozen=True)
 class Effort:
-    """How long weights are rounded: patches a convolution that its inputs are measured on; 0 rounds to the nearest."""
+    """How long weights are rounded and ranges moved.
+
+    patches: a convolution, that its inputs are measured on; 0 rounds to the nearest. steps: of moving the ranges.
+    """
 
     patches: int
+    steps: int
 
 
-EFFORTS: Mapping[str, Effort] = {"low": Effort(0), "normal": Effort(4096), "high": Effort(32768)}
+EFFORTS: Mapping[str, Effort] = {"low": Effort(0, 0), "normal": Effort(4096, 40), "high": Effort(32768, 160)}
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,8 @@ def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: 
 
     bits: of activations; with more than 8 they are taken as exact. effort: a name of `EFFORTS`. The ranges leave the
     least squared error (`clipped_range`); weights are rounded by `round_weights` on what the quantised layers in front
-    give, and every bias corrected by the mean error that this leaves. Leaves the graph as it is.
+    give, and every bias corrected by the mean error that this leaves; then all ranges move together (`tuned_ranges`).
+    Leaves the graph as it is.
     Raises InputError where an activation is not finite.
     """
     rng = np.random.default_rng(0)
@@ -139,16 +145,23 @@ def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: 
             unread[source] -= 1
             if not unread[source]:
                 del exact[source], rounded[source]
+    steps = EFFORTS[effort].steps if ranges else 0
+    ranges = tuned_ranges(graph, ranges, weights, inputs, steps=steps, fixed=PROBABILITIES)
     return Calibration(ranges, weights)
 
 
 def _map(function: Callable[..., Any], inputs: list[np.ndarray]) -> np.ndarray:
     """A layer's output, batch by batch, so that only what is kept takes memory."""
-    parts = []
+    whole = None
     for start in range(0, len(inputs[0]), BATCH):
         arguments = [tf.constant(x[start : start + BATCH], tf.float32) for x in inputs]
-        parts.append(_stored(np.asarray(function(arguments[0] if len(arguments) == 1 else arguments))))
-    return np.concatenate(parts)
+        part = _stored(np.asarray(function(arguments[0] if len(arguments) == 1 else arguments)))
+        if whole is None:
+            whole = np.empty((len(inputs[0]), *part.shape[1:]), part.dtype)
+        whole = whole.astype(np.result_type(whole, part), copy=False)
+        whole[start : start + BATCH] = part
+    assert whole is not None
+    return whole
 
 
 def _stored(x: np.ndarray) -> np.ndarray:
@@ -205,13 +218,14 @@ def _range(layer: keras.layers.Layer, y: np.ndarray, reader: keras.layers.Layer 
 def _range_of_scores(y: np.ndarray, activation: Callable[..., Any] | None) -> tuple[float, float]:
     """The range of the classifier's answers, [n, classes], that leaves the least squared error of their probabilities.
 
-    Behind a softmax the low ones are all nothing, and finer steps tell the best ones apart. Without one, all of it.
+    Behind a softmax the low ones are all nothing, and finer steps tell the best ones apart. Without one, all of it. The
+    high ones are cut little: images that are new may have higher ones, and what is cut alike is told apart no more.
     """
     low, high = min(float(y.min()), 0.0) * MARGIN, max(float(y.max()), 1e-6) * MARGIN
     if activation is None:
         return low, high
     wanted = activation(tf.constant(y))
-    candidates = [(low * a, high * b) for a in np.linspace(1, 0.1, 10) for b in np.linspace(1, 0.6, 5)]
+    candidates = [(low * a, high * b) for a in np.linspace(1, 0.1, 10) for b in np.linspace(1, 0.8, 3)]
 
     def error(bounds: tuple[float, float]) -> float:
         rounded = tf.quantization.fake_quant_with_min_max_args(tf.constant(y), *bounds)

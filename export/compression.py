@@ -22,7 +22,9 @@ from keras_resnet.errors import InputError, UsageError, unknown
 from keras_resnet.export import tfmot
 from keras_resnet.export.calibration import calibrate, calibration_pixels
 from keras_resnet.export.concrete import (
+    EMBEDDING,
     Normalisation,
+    answers_with,
     check_exportable,
     fold,
     integer_normalisation,
@@ -101,6 +103,8 @@ def compress(
     folder = _check_out(out, source)
     model = open_model(source)
     preprocessing = check_exportable(model)
+    if answers_with(model) == EMBEDDING:
+        raise UsageError(f"model {model.name!r} has no classifier, by which it would be trained: give the one it has")
     if learned_ranges(model):
         raise UsageError(f"model {model.name!r} is trained for whole numbers already: give the network it was made of")
     activation = model.get_layer("head_dense").activation.__name__

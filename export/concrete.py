@@ -20,11 +20,13 @@ from keras_resnet import models
 from keras_resnet.conversion import TENSOR_SUFFIXES, from_torch
 from keras_resnet.depth import recursion_room
 from keras_resnet.errors import InputError, UsageError
+from keras_resnet.layers import Bound
 from keras_resnet.preprocessing import Preprocessing, preprocessing_of
 from keras_resnet.training.runs import Run
 from keras_resnet.weights import load_model
 
-STEM = "stem_conv"
+STEM, HEAD = "stem_conv", "head_dense"
+EMBEDDING = "embedding"
 
 
 def open_model(source: keras.Model | str | os.PathLike[str]) -> keras.Model:
@@ -89,7 +91,7 @@ def check_exportable(model: keras.Model) -> Preprocessing:
     """What the images of a model need, after checking that a phone file can be made of it.
 
     Raises InputError for a model without our stem or preprocessing, UsageError for one without a static size, with
-    other than three channels, or without a classifier.
+    other than three channels, or that gives anything but one vector an image.
     """
     preprocessing = preprocessing_of(model)
     if STEM not in {layer.name for layer in model.layers}:
@@ -102,13 +104,41 @@ def check_exportable(model: keras.Model) -> Preprocessing:
         )
     if shape[-1] != 3 or len(preprocessing.mean) != 3:
         raise UsageError(f"model {model.name!r} takes {shape[-1]} channels: phone files take RGB images, of three")
-    if (
-        len(model.outputs) != 1
-        or len(model.outputs[0].shape) != 2
-        or "head_dense" not in {x.name for x in model.layers}
-    ):
-        raise UsageError(f"model {model.name!r} has no classifier: build it with include_top=True")
+    if len(model.outputs) != 1 or len(model.outputs[0].shape) != 2:
+        raise UsageError(
+            f"model {model.name!r} has no classifier and gives no embedding: build it with include_top=True, or with "
+            "pooling='avg'"
+        )
+    answers_with(model)
     return preprocessing
+
+
+def answers_with(model: keras.Model) -> str:
+    """What a network's vector is: a class's "softmax", "sigmoid" or "logits", or an "embedding".
+
+    An embedding is what neither has our head nor ends in one of the two. Raises UsageError for another activation.
+    """
+    last = model.outputs[0]._keras_history.operation
+    while isinstance(last, Bound):
+        last = last.input._keras_history.operation
+    activation = "softmax" if isinstance(last, keras.layers.Softmax) else _activation(last)
+    if activation in ("softmax", "sigmoid"):
+        return activation
+    if HEAD not in {layer.name for layer in model.layers}:
+        return EMBEDDING
+    if activation != "linear":
+        raise UsageError(f"model {model.name!r} ends in {activation!r}: softmax, sigmoid and none can be exported")
+    return "logits"
+
+
+def _activation(layer: keras.layers.Layer) -> str:
+    function = getattr(layer, "activation", None)
+    return getattr(function, "__name__", str(function)) if function is not None else "linear"
+
+
+def name_of_answer(model: keras.Model) -> str:
+    """What a file calls its output."""
+    return EMBEDDING if answers_with(model) == EMBEDDING else "scores"
 
 
 def fold(model: keras.Model, normalisation: Normalisation) -> keras.Model:
@@ -158,7 +188,7 @@ def _fold_into(
 def concrete_function(
     copy: keras.Model, normalisation: Normalisation | None, *, whole_numbers: bool = False
 ) -> Callable[..., Any]:
-    """The TensorFlow function image -> scores of a folded copy, float32, static shape.
+    """The TensorFlow function image -> scores, or embedding, of a folded copy, float32, static shape.
 
     With `normalisation` it takes pixels 0..255; without, what `fold` describes (the format does the rest).
     whole_numbers: the graph says that pixels, and pixels less a whole number, are bytes of scale 1.
@@ -174,7 +204,8 @@ def concrete_function(
             image = image - (shift[0] if (shift == shift[0]).all() else shift)
             image = image if (scale == 1).all() else image * scale
             image = bytes_from(-float(shift[0]), image)
-        return {"scores": copy(image, training=False)}
+        return {name: copy(image, training=False)}
 
+    name = name_of_answer(copy)
     signature = tf.TensorSpec(copy.inputs[0].shape, tf.float32, name="image")
     return tf.function(answer, input_signature=[signature]).get_concrete_function()

@@ -1,4 +1,4 @@
-"""From a network to a Core ML package: image in, class label and probabilities out, made and checked without a Mac.
+"""From a network to a Core ML package: image in, class label and probabilities or a vector out; made without a Mac.
 
 coremltools converts anywhere but runs its packages on macOS alone: here they are replayed (`mil.py`).
 """
@@ -21,22 +21,27 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.errors import UsageError, missing_extra, unknown
-from keras_resnet.export import report
-from keras_resnet.export.artifact import Artifact, check_target, write_artifact
-from keras_resnet.export.calibration import calibrate
+from keras_resnet.export import usage
+from keras_resnet.export.answers import answering, check_scores
+from keras_resnet.export.artifact import Artifact, check_target, size_of, write_artifact
+from keras_resnet.export.calibration import EFFORTS, calibrate
 from keras_resnet.export.concrete import (
+    EMBEDDING,
     Normalisation,
+    answers_with,
     check_exportable,
     concrete_function,
     exact_normalisation,
     fold,
+    name_of_answer,
     open_model,
 )
 from keras_resnet.export.evidence import gather
 from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.metadata import describe
 from keras_resnet.export.mil import activation_ranges, open_package
-from keras_resnet.export.verification import Verification, check_share, verify_package
+from keras_resnet.export.targets import targets_of_package
+from keras_resnet.export.verification import Similarity, Verification, check_share, verify_package
 from keras_resnet.training.data import Images
 from keras_resnet.training.runs import versions
 
@@ -80,8 +85,15 @@ FORMS: Mapping[str, Form] = {
     ),
     "prune": Form("FLOAT16", "iOS16", _PRUNE, {"target_sparsity": 0.5}),
 }
+CLASSIFIER, VECTOR, ARRAYS = INTERFACES = ("classifier", "vector", "arrays")
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")  # the same program for macOS 12 to 15 and 26
 DEFAULT_TARGET = "iOS16"
+OUTPUTS = {
+    "classLabel": "the class that is most probable",
+    "classLabel_probs": "the probability of each class, by its label",
+    "scores": "a score a class, in the order of the labels",
+    "embedding": "the features of the picture",
+}
 _ONE_AT_A_TIME = threading.Lock()  # coremltools keeps the program that it builds in globals
 
 
@@ -90,6 +102,8 @@ def to_coreml(
     path: str | os.PathLike[str],
     *,
     quantize: str = "float16",
+    interface: str | None = None,
+    scores: str | None = None,
     target: str | None = None,
     calibration: str | os.PathLike[str] | Images | None = None,
     effort: str = "normal",
@@ -102,27 +116,38 @@ def to_coreml(
     """Export a network to a Core ML package (ML program), and replay it where there are images to judge it on.
 
     source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; path: the .mlpackage, with .labels.txt, .json and
-    .html beside it. quantize: "float16", "float32", or weights of fewer bits under float16 arithmetic: "int8", "int4",
-    "palette8", "palette6", "palette4", "prune" (half of them 0); "w8a8": activations of 8 bits too, which needs
-    calibration. target: the oldest system, "iOS15" to "iOS26"; default iOS16, or what the form needs. calibration:
-    images that weights are rounded and ranges measured with, never those that it is judged on; effort: how long,
-    "low", "normal" or "high". labels: a distinct name a class; default those of the run or the images, else numbers.
-    data: labelled images to replay the package on; without, the calibration images serve. author, licence: go into
-    the package's metadata, with the manifest. min_agreement: below this fraction of images on which package and network
-    give the same class nothing is written; default 0.9.
+    .html beside it. quantize: "float16", "float32", or weights of fewer bits under float16 arithmetic: "int8",
+    "int4", "palette8", "palette6", "palette4", "prune" (half of them 0); "w8a8": activations of 8 bits too, which
+    needs calibration. interface: "classifier", image in, `classLabel` and `classLabel_probs` out; "vector", image
+    in, `scores` or `embedding` out; "arrays", float32 [1, H, W, 3] in, RGB 0..255, the same out. Default the first,
+    the second for what a classifier cannot give: logits, and the embedding of a network without a head. scores:
+    "softmax", "sigmoid" or "logits", default the network's own, softmax where that is logits. target: the oldest
+    system, "iOS15" to "iOS26"; default iOS16, or what the form needs. calibration: images that weights are rounded
+    and ranges measured with, never those that it is judged on; effort: how long, "low", "normal" or "high". labels:
+    a distinct name a class; default those of the run or the images, else numbers. data: labelled images to replay
+    the package on; without, the calibration images serve. author, licence: go into the package's metadata, with the
+    manifest. min_agreement: below this fraction of images on which package and network give the same class nothing
+    is written, default 0.9; of embeddings, which need no labels, the mean cosine similarity, default 0.98.
 
-    The package takes an RGB image `image` of the network's size, 0..255, and gives `classLabel` and
-    `classLabel_probs`; the normalisation is inside, exact at the border. Core ML itself runs on macOS alone: what was
-    measured is the replay's. Raises UsageError, InputError before the conversion starts, ExportError where the replay
-    does not agree with the network; nothing is written then.
+    The package takes an RGB image `image` of the network's size, 0..255; the normalisation is inside, exact at the
+    border. Core ML itself runs on macOS alone: what was measured is the replay's. Raises UsageError, InputError
+    before the conversion starts, ExportError where the replay does not agree with the network; nothing is written
+    then.
     """
     form, system = _check_form(quantize, target)
+    if effort not in EFFORTS:
+        raise unknown("effort", effort, EFFORTS, where="effort=")
     check_share(min_agreement)
+    check_scores(scores)
+    if interface is not None and interface not in INTERFACES:
+        raise unknown("interface", interface, INTERFACES, where="interface=")
     place = check_target(path, ".mlpackage")
     if form.activations and calibration is None:
         raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     model = open_model(source)
     preprocessing = check_exportable(model)
+    model = answering(model, scores)
+    interface = _interface(interface, model)
     evidence = gather(source, model, preprocessing, calibration, data, labels)
     pixels, judged, shown, names = evidence.pixels, evidence.judged, evidence.shown, evidence.names
     # The image input of Core ML takes one scale for all channels, so each channel's own part goes into the stem.
@@ -136,41 +161,82 @@ def to_coreml(
     for layer in graph.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:
             layer.convolution_op = _plain_convolution(layer)
-    found: list[Verification] = []
+    output, length = name_of_answer(model), model.outputs[0].shape[-1]
+    found: list[Verification | Similarity] = []
+    operations: list[tuple[str, str, str]] = []
+    targets: list[dict[str, Any]] = []
 
     def manifest(written: dict[str, Any]) -> dict[str, Any]:
         value = describe(
             written,
             format=f"coreml-{quantize}",
             model=model,
-            input_type=f"image, {model.inputs[0].shape[1]} x {model.inputs[0].shape[2]}, RGB, 0..255",
+            input_type=_input_type(model, interface),
             labels=names,
             calibration=evidence.sample,
             verification=found[0] if found else None,
             accuracy_verified=evidence.is_labelled,
+            targets=targets,
         )
-        value["contract"]["output"] = {
-            "classLabel": "string",
-            "classLabel_probs": f"{len(names)} probabilities by label",
-        }
-        return {**value, "oldest_system": system, "verified_by": "replay on the CPU; Core ML itself was not run"}
+        value["contract"]["output"] = {output: f"float32 [1, {length}]"}
+        if interface == CLASSIFIER:
+            probabilities = f"{len(names)} probabilities by label"
+            value["contract"]["output"] = {"classLabel": "string", "classLabel_probs": probabilities}
+        return {**value, "oldest_system": system, "verified_by": _verified_by(found[0] if found else None)}
 
     def produce(scratch: Path) -> None:
         with _coremltools(scratch.parent) as coremltools:
-            package = convert(coremltools, concrete_function(graph, None), normalisation, names, form.precision, system)
+            # Traced here, for tracing leaves files in the temporary folder, which goes away with this one.
+            package = convert(
+                coremltools,
+                concrete_function(graph, normalisation if interface == ARRAYS else None),
+                None if interface == ARRAYS else normalisation,
+                names if interface == CLASSIFIER else None,
+                form.precision,
+                system,
+            )
             if form.activations and pixels is not None:
                 package = _in_eight_bits(coremltools, package, pixels, scratch.with_name("float.mlpackage"), system)
             if form.compress is not None:
                 package = _compress(coremltools, package, form)
+            if interface != CLASSIFIER:
+                package = _called(coremltools, package, output)
             _describe(package, model, quantize, author, licence, manifest({}))
             package.save(str(scratch))
+            replayed = open_package(scratch)
+            operations.extend((step.kind, step.name, str(step.dtype)) for step in replayed.steps)
+            targets.extend(targets_of_package(replayed, size_of(scratch)))
             if judged is not None and shown is not None:
-                replayed = open_package(scratch)
                 found.append(verify_package(replayed, model, shown, judged.labels, judged.name, min_agreement))
         for entry in [scratch, *scratch.rglob("*")]:  # the package writer leaves files that others cannot read
             entry.chmod(0o755 if entry.is_dir() else 0o644)
 
-    return write_artifact(place, produce, names, manifest, report.artifact_page)
+    return write_artifact(place, produce, names, manifest, lambda value: usage.page(value, shown, operations))
+
+
+def _verified_by(found: Verification | Similarity | None) -> str:
+    if found is not None and found.native is not None and not found.native.remark:
+        return "replay on the CPU, and Core ML on macOS"
+    return "replay on the CPU; Core ML itself was not run"
+
+
+def _interface(asked: str | None, model: keras.Model) -> str:
+    """What goes in and out; UsageError for a classifier of what are no probabilities."""
+    answers = answers_with(model)
+    is_classifier = answers in ("softmax", "sigmoid")
+    if asked == CLASSIFIER and not is_classifier:
+        gives = "an embedding" if answers == EMBEDDING else answers
+        raise UsageError(f"interface={asked!r} gives probabilities, not {gives}: take {VECTOR!r} or {ARRAYS!r}")
+    return asked or (CLASSIFIER if is_classifier else VECTOR)
+
+
+def _input_type(model: keras.Model, interface: str) -> str:
+    height, width = model.inputs[0].shape[1:3]
+    return (
+        f"float32 [1, {height}, {width}, 3], RGB, 0..255"
+        if interface == ARRAYS
+        else f"image, {height} x {width}, RGB, 0..255"
+    )
 
 
 def _check_form(quantize: str, target: str | None) -> tuple[Form, str]:
@@ -231,37 +297,67 @@ def _compress(coremltools: Any, package: Any, form: Form) -> Any:
 def convert(
     coremltools: Any,
     function: Any,
-    normalisation: Normalisation,
-    labels: Sequence[str],
+    normalisation: Normalisation | None,
+    labels: Sequence[str] | None,
     precision: str,
     system: str = DEFAULT_TARGET,
 ) -> Any:
-    """Run coremltools on a concrete function that reads (pixels - shift) * scale; returns its MLModel."""
+    """Run coremltools on a concrete function that reads (pixels - shift) * scale; returns its MLModel.
+
+    normalisation: None for one that reads pixels, from an array; labels: None for a vector out.
+    """
     from keras_resnet.export import mil_passes  # registers them
 
     pipeline = coremltools.PassPipeline.DEFAULT
     for name in mil_passes.NAMES:
         pipeline.append_pass(name)
     shape = tuple(function.structured_input_signature[0][0].shape)
-    scale = normalisation.scale[0]
-    image = coremltools.ImageType(
-        name="image",
-        shape=shape,
-        scale=scale,
-        bias=[-shift * scale for shift in normalisation.shift],
-        color_layout=coremltools.colorlayout.RGB,
-    )
+    numbers: Any = coremltools.precision[precision]
+    if normalisation is None:
+        image = coremltools.TensorType(name="image", shape=shape, dtype=np.float32)
+        if precision == "FLOAT16":  # what is done to pixels stays exact, as behind an image
+            numbers = coremltools.transform.FP16ComputePrecision(lambda operation: not _reads_pixels(operation))
+    else:
+        scale = normalisation.scale[0]
+        image = coremltools.ImageType(
+            name="image",
+            shape=shape,
+            scale=scale,
+            bias=[-shift * scale for shift in normalisation.shift],
+            color_layout=coremltools.colorlayout.RGB,
+        )
+    outputs = {
+        "classifier_config": None if labels is None else coremltools.ClassifierConfig(list(labels)),
+        "outputs": [coremltools.TensorType(dtype=np.float32)] if labels is None else None,
+    }
     return coremltools.convert(
         [function],
         source="tensorflow",
         convert_to="mlprogram",
         inputs=[image],
-        classifier_config=coremltools.ClassifierConfig(list(labels)),
-        compute_precision=coremltools.precision[precision],
+        **outputs,
+        compute_precision=numbers,
         minimum_deployment_target=coremltools.target[system],
         pass_pipeline=pipeline,
         skip_model_load=True,
     )
+
+
+def _reads_pixels(operation: Any) -> bool:
+    """Whether an operation is a step of the normalisation of an array: nothing but those lies before it."""
+    while operation is not None and operation.op_type in ("sub", "mul", "transpose"):
+        operation = operation.x.op
+        if operation is None:
+            return True
+    return False
+
+
+def _called(coremltools: Any, package: Any, output: str) -> Any:
+    """The package with its only output under a name."""
+    spec = package.get_spec()
+    (given,) = spec.description.output
+    coremltools.utils.rename_feature(spec, given.name, output)
+    return coremltools.models.MLModel(spec, weights_dir=package.weights_dir, skip_model_load=True)
 
 
 def _describe(
@@ -270,9 +366,9 @@ def _describe(
     """What Xcode shows of a package."""
     package.short_description = f"{model.name} as {quantize}, exported by keras-resnet-edge"
     package.author, package.license, package.version = author, licence, versions()["keras-resnet-edge"]
-    package.input_description["image"] = "an RGB picture; the normalisation is inside"
-    package.output_description["classLabel"] = "the class that is most probable"
-    package.output_description["classLabel_probs"] = "the probability of each class, by its label"
+    package.input_description["image"] = "an RGB picture, 0 to 255; the normalisation is inside"
+    for output in package.get_spec().description.output:
+        package.output_description[output.name] = OUTPUTS[output.name]
     package.user_defined_metadata["keras_resnet.manifest"] = json.dumps(manifest)
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from keras_resnet.errors import UsageError
 from keras_resnet.export.calibration import calibration_pixels, check_apart
-from keras_resnet.export.concrete import labels_of
+from keras_resnet.export.concrete import EMBEDDING, answers_with, labels_of
 from keras_resnet.export.metadata import check_labels
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.data import Images, open_images
@@ -25,8 +26,8 @@ class Evidence:
     pixels: np.ndarray | None  # theirs
     judged: Images | None  # what the file is judged on: `data`, or where there is none the sample
     shown: np.ndarray | None  # theirs
-    is_labelled: bool  # whether they came as `data`: accuracy on the calibration images is none
-    names: tuple[str, ...]  # a class
+    is_labelled: bool  # whether they came as `data` and have the network's classes: there is no accuracy otherwise
+    names: tuple[str, ...]  # a class; none of an embedding
 
 
 def gather(
@@ -39,8 +40,12 @@ def gather(
 ) -> Evidence:
     """Open what an exporter is given, for a model that `open_model` made of a source.
 
-    Raises UsageError, InputError where images do not fit the network, cannot calibrate it, or serve for both.
+    An embedding's images are of any classes. Raises UsageError, InputError where images do not fit the network, cannot
+    calibrate it, or serve for both.
     """
+    is_embedding = answers_with(model) == EMBEDDING
+    if is_embedding and labels is not None:
+        raise UsageError(f"labels: {len(labels)} given, but model {model.name!r} gives an embedding: it has no classes")
     classes, known = model.outputs[0].shape[-1], labels_of(source)
     sample = pixels = None
     if calibration is not None:
@@ -49,6 +54,8 @@ def gather(
     judged, shown = (sample, pixels) if given is None else (given, given.pixels(preprocessing))
     if given is not None and pixels is not None and shown is not None:
         check_apart(pixels, shown, given.name)
+    if is_embedding:
+        return Evidence(sample, pixels, judged, shown, False, ())
     if judged is not None:
         judged = for_network(judged, classes, known)
     named = known or (judged.classes if judged else None)

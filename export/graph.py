@@ -19,7 +19,6 @@ WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dens
 # These hand their input on: the format's range is that of what they read.
 MOVING = (keras.layers.ZeroPadding2D, keras.layers.MaxPooling2D, keras.layers.InputLayer)
 _GONE = (keras.layers.Identity, keras.layers.Dropout, Bound)
-SCORES = {"softmax": "softmax", "sigmoid": "sigmoid", "logits": "linear"}
 
 
 def sources(layer: keras.layers.Layer) -> list[str]:
@@ -108,13 +107,12 @@ def quantised(
         return keras.Model(image, rebuild(graph, x, call), name=graph.name)
 
 
-def simplify(model: keras.Model, scores: str | None = None) -> keras.Model:
+def simplify(model: keras.Model) -> keras.Model:
     """A copy of an inference graph in which each layer is one operation of a phone.
 
     BatchNormalization goes into the convolution in front of it; where there is none it becomes a 1x1 depthwise
     convolution, as does taking every second position, for which no accelerated operation exists. Activations stand
-    apart from what they follow; learned ranges are dropped. scores: "softmax", "sigmoid", "logits", or None for what
-    the network has. Answers as the network does, up to float32's rounding.
+    apart from what they follow; learned ranges are dropped. Answers as the network does, up to float32's rounding.
     """
     read = consumers(model)
     layers = {layer.name: layer for layer in model.layers}
@@ -126,7 +124,6 @@ def simplify(model: keras.Model, scores: str | None = None) -> keras.Model:
                 merged[source] = layer
     gone = {layer.name for layer in merged.values()}
     gone |= {layer.name for layer in model.layers if isinstance(layer, _GONE)}
-    last = model.output_names[0] if scores else ""
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         if layer.name in gone:
@@ -147,8 +144,6 @@ def simplify(model: keras.Model, scores: str | None = None) -> keras.Model:
         activation = getattr(layers[layer.name], "activation", keras.activations.linear)
         if not isinstance(layer, WEIGHTED):
             return y
-        if layer.name == last:
-            activation = keras.activations.get(SCORES[scores]) if scores else activation
         if activation is keras.activations.linear:
             return y
         return keras.layers.Activation(activation, name=f"{layer.name}_activation")(y)

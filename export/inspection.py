@@ -125,7 +125,11 @@ def _inspect_package(file: Path, calibration: str | os.PathLike[str] | Images | 
         size_bytes=bytes_,
         inputs={package.image: f"{kind} {height} x {width}"},
         outputs=_package_outputs(package),
-        pixels="raw, 0 to 255, as an image holds them" if package.is_pixels else UNKNOWN,
+        pixels="raw, 0 to 255, as an image holds them"
+        if package.is_pixels
+        else UNKNOWN
+        if manifest is None
+        else "raw, 0 to 255: it normalises by itself",
         numbers=_package_numbers(package),
         operations=dict(Counter({id(step.inputs): step.kind for step in package.steps}.values()).most_common()),
         labels=len(package.labels or ()),
@@ -208,7 +212,7 @@ def _numbers(graph: Graph) -> str:
 def _package_outputs(package: Package) -> dict[str, str]:
     given = [step.name for step in package.steps if step.kind == "classify"]
     if not given:
-        return {package.scores: "scores"}
+        return {package.scores: package.answers}
     return dict(zip(given, ("the best label", "a score a label"), strict=False))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 from keras_resnet.errors import UsageError
-from keras_resnet.export.verification import Verification
+from keras_resnet.export.concrete import answers_with, name_of_answer
+from keras_resnet.export.verification import Similarity, Verification
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images
 from keras_resnet.training.runs import versions
@@ -55,14 +56,20 @@ def describe(
     input_type: str,
     labels: Sequence[str],
     calibration: Images | None,
-    verification: Verification | None,
+    verification: Verification | Similarity | None,
     accuracy_verified: bool,
+    targets: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The manifest of a file: contract, source, calibration, what was measured, versions."""
+    """The manifest of a file: contract, source, calibration, what was measured, versions.
+
+    model: as it answers; targets: which chips take it, as `targets` says.
+    """
+    answers = f"[1, {model.outputs[0].shape[-1]}]"
     return {
         **written,
         "format": format,
-        "contract": {"input": {"image": input_type}, "output": {"scores": f"[1, {len(labels)}]"}},
+        "contract": {"input": {"image": input_type}, "output": {name_of_answer(model): answers}},
+        "answers": answers_with(model),
         "model": {"name": model.name, "parameters": model.count_params(), "weights_sha256": hash_of(model)},
         "preprocessing_inside": asdict(preprocessing_of(model)),
         "labels": list(labels),
@@ -71,6 +78,7 @@ def describe(
         else {"data": calibration.name, "count": len(calibration), "hash": calibration.hash},
         "accuracy_verified": accuracy_verified,
         "verification": None if verification is None else verification.as_json(),
+        "targets": list(targets),
         "versions": versions(),
     }
 

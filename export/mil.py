@@ -12,20 +12,23 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_resnet.errors import InputError, missing_extra
-from keras_resnet.export.mil_ops import OPERATIONS
+from keras_resnet.export.mil_ops import OPERATIONS, rounded
 from keras_resnet.export.noise import relative
 from keras_resnet.export.rounding import clipped_range
 from keras_resnet.preprocessing import preprocess_input
 
 BATCH_SIZE = 16
 SAMPLE = 400_000  # values of an activation that its range is chosen on
+HANDING_ON = ("cast", "identity", "quantize", "dequantize", "reshape", "squeeze")
 COLOURS = {20: "rgb", 30: "bgr"}  # of an image input, FeatureTypes.proto
 
 
@@ -68,6 +71,17 @@ class Package:
     specification: int
     shapes: int
 
+    @property
+    def answers(self) -> str:
+        """What its vector is: "softmax", "sigmoid" or "logits", or "embedding" where its output is called so."""
+        if self.scores == "embedding":
+            return "embedding"
+        by_name, name = {step.name: step for step in self.steps}, self.scores
+        while name in by_name and by_name[name].kind in HANDING_ON:
+            name = next(_names(by_name[name]), "")  # none: it hands a constant on
+        last = by_name[name].kind if name in by_name else ""
+        return last if last in ("softmax", "sigmoid") else "logits"
+
     def answer(self, pixels: np.ndarray) -> np.ndarray:
         """Scores, float32 [n, classes], of images, uint8 RGB [n, height, width, 3]."""
         parts = []
@@ -80,7 +94,8 @@ class Package:
     def replay(self, pixels: np.ndarray) -> Iterator[tuple[Step, np.ndarray]]:
         """Every step with the value that it gives for a batch of images, in the order of the program.
 
-        Raises InputError, which names the operation, for one that is not known or that does not fit its inputs.
+        A value of float16 comes as float32 that holds no more than that. Raises InputError, which names the operation,
+        for one that is not known or that does not fit its inputs.
         """
         if pixels.shape[1:3] != self.size:
             raise InputError(f"images of {pixels.shape[1:3]} pixels, {self.path.name!r} reads {self.size}")
@@ -91,22 +106,32 @@ class Package:
         for step in self.steps:
             if step.dtype is None:
                 continue
-            try:
-                inputs = {key: _value(given, values) for key, given in step.inputs.items()}
-                with np.errstate(over="ignore", invalid="ignore"):
-                    result = OPERATIONS[step.kind](inputs).astype(step.dtype)
-            except KeyError as error:
-                raise InputError(f"{self.path.name!r}: operation {step.name!r} ({step.kind}) lacks {error}") from error
-            except (ValueError, TypeError, IndexError, AttributeError) as error:
-                raise InputError(
-                    f"{self.path.name!r}: operation {step.name!r} ({step.kind}) cannot be replayed: {error}"
-                ) from error
+            result = self._weights[step.name] if step.name in self._weights else self._computed(step, values)
             values[step.name] = result
             yield step, result
             for name in _names(step):
                 left[name] -= 1
                 if not left[name] and name != self.scores:
                     values.pop(name, None)
+
+    @cached_property
+    def _weights(self) -> dict[str, np.ndarray]:
+        """What is decompressed, once for all batches."""
+        packed = [step for step in self.steps if step.kind.startswith("constexpr_") and step.dtype is not None]
+        return {step.name: self._computed(step, {}) for step in packed}
+
+    def _computed(self, step: Step, values: dict[str, np.ndarray]) -> np.ndarray:
+        try:
+            inputs = {key: _value(given, values) for key, given in step.inputs.items()}
+            with np.errstate(over="ignore", invalid="ignore"):
+                return rounded(OPERATIONS[step.kind](inputs), step.dtype or np.dtype(np.float32))
+        except KeyError as error:
+            raise InputError(f"{self.path.name!r}: operation {step.name!r} ({step.kind}) lacks {error}") from error
+        except (ValueError, TypeError, IndexError, AttributeError, tf.errors.OpError) as error:
+            said = _first_line(error)
+            raise InputError(
+                f"{self.path.name!r}: operation {step.name!r} ({step.kind}) cannot be replayed: {said}"
+            ) from error
 
 
 def open_package(path: str | os.PathLike[str], *, replayable: bool = True) -> Package:
@@ -202,19 +227,20 @@ def _steps(function: Any) -> Iterator[Step]:
 
 
 def _given(var: Any) -> Any:
-    """A constant, the name of a value, or a tuple of both."""
+    """A constant, the name of a value, or a tuple of both; constants of float16 as float32, which is computed with."""
     if isinstance(var, (tuple, list)):
         return tuple(_given(one) for one in var)
     is_constant = var.op is not None and var.op.op_type == "const"
-    return var.val if is_constant else Name(var.name)
+    if not is_constant:
+        return Name(var.name)
+    half = isinstance(var.val, np.ndarray) and var.val.dtype == np.float16
+    return var.val.astype(np.float32) if half else var.val
 
 
 def _value(given: Any, values: dict[str, np.ndarray]) -> Any:
-    """What an operation computes with: float16 as float32."""
     if isinstance(given, tuple):
         return tuple(_value(one, values) for one in given)
-    found = values[given.name] if isinstance(given, Name) else given
-    return found.astype(np.float32) if isinstance(found, np.ndarray) and found.dtype == np.float16 else found
+    return values[given.name] if isinstance(given, Name) else given
 
 
 def _names(step: Step) -> Iterator[str]:
@@ -267,7 +293,7 @@ def layer_noise(package: Package, model: keras.Model, pixels: np.ndarray) -> dic
     scaled = any(step.kind == "quantize" for step in package.steps)
     watched = [] if scaled else [name for name in found if name != model.layers[-1].name]
     outputs = [model.get_layer(name).output for name in watched]
-    network = keras.Model(model.inputs, [*outputs, model.outputs[0]])
+    network = keras.Model(model.inputs[0], [*outputs, model.outputs[0]])
     answered = network(preprocess_input(pixels, model), training=False)
     values = [np.asarray(value) for value in keras.tree.flatten(answered)]
     noise = {}

@@ -1,7 +1,8 @@
 """What each operation of an ML program computes, as NumPy functions: the arithmetic of Core ML's documentation.
 
-Arrays are [batch, channels, height, width] where they are images. Everything is computed in float32; whoever calls
-rounds the result to the type that the program declares. Source: the operation pages of coremltools 9.0
+Arrays are [batch, channels, height, width] where they are images; in memory channels come last, as TensorFlow, which
+convolves and pools, wants it. Everything is computed in float32; whoever calls rounds the result to the type that the
+program declares (`rounded`). Source: the operation pages of coremltools 9.0
 (`coremltools.converters.mil.mil.ops.defs`).
 """
 
@@ -36,40 +37,46 @@ def padding(x: Array, inputs: Mapping[str, Any], kernel: Sequence[int]) -> list[
     return found
 
 
+def rounded(x: Array, dtype: np.dtype) -> Array:
+    """Values as a type holds them; of float16 still in float32, in which everything is computed."""
+    if dtype != np.float16:
+        return x if x.dtype == dtype else x.astype(dtype)
+    axes = np.argsort([-stride for stride in x.strides], kind="stable")  # as they lie in memory: no copy is needed
+    half = tf.cast(tf.cast(x.transpose(axes).astype(np.float32, copy=False), tf.float16), tf.float32)
+    return np.asarray(half.numpy().transpose(np.argsort(axes)))
+
+
 def conv(inputs: Mapping[str, Any]) -> Array:
     """x [n, c, h, w] with weight [filters, c / groups, kh, kw] and bias [filters]."""
     x, weight = inputs["x"], inputs["weight"]
-    x = np.pad(x, [(0, 0), (0, 0), *padding(x, inputs, weight.shape[2:])])
+    sides = [(0, 0), *padding(x, inputs, weight.shape[2:]), (0, 0)]
     strides, dilations = (tuple(map(int, inputs.get(name, (1, 1)))) for name in ("strides", "dilations"))
     kernel = weight.transpose(2, 3, 1, 0)
-    y = tf.nn.conv2d(x.transpose(0, 2, 3, 1), kernel, strides, "VALID", dilations=dilations).numpy()
-    return (y + inputs["bias"] if inputs.get("bias") is not None else y).transpose(0, 3, 1, 2)
+    y = tf.nn.conv2d(x.transpose(0, 2, 3, 1), kernel, strides, sides, dilations=dilations)
+    y = y if inputs.get("bias") is None else tf.nn.bias_add(y, inputs["bias"])
+    return np.asarray(y.numpy().transpose(0, 3, 1, 2))
 
 
-def _windows(inputs: Mapping[str, Any], fill: float) -> tuple[Array, Array]:
-    """The windows of a pool, [n, c, h, w, kh, kw], and of ones in its place where there is no padding."""
+def _pool(inputs: Mapping[str, Any], pool: Callable[..., Any], x: Array, fill: float) -> Array:
+    """What TensorFlow's `pool` makes of each window of x, which is padded with `fill`."""
     if inputs.get("ceil_mode"):
         raise ValueError("ceil_mode")
-    x, kernel = inputs["x"], tuple(map(int, inputs["kernel_sizes"]))
-    sides = [(0, 0), (0, 0), *padding(x, inputs, kernel)]
-    step_h, step_w = map(int, inputs.get("strides", (1, 1)))
-
-    def windows(values: Array, value: float) -> Array:
-        padded = np.pad(values, sides, constant_values=value)
-        return np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(2, 3))[:, :, ::step_h, ::step_w]
-
-    return windows(x, fill), windows(np.ones_like(x[:1, :1]), 0.0)
+    kernel, strides = tuple(map(int, inputs["kernel_sizes"])), tuple(map(int, inputs.get("strides", (1, 1))))
+    sides = [(0, 0), *padding(x, inputs, kernel), (0, 0)]
+    padded = np.pad(x.transpose(0, 2, 3, 1), sides, constant_values=fill)
+    y = pool(padded, kernel, strides, "VALID")
+    return np.asarray(y.numpy().transpose(0, 3, 1, 2))
 
 
 def max_pool(inputs: Mapping[str, Any]) -> Array:
-    return np.asarray(_windows(inputs, -np.inf)[0].max(axis=(-2, -1)))
+    return _pool(inputs, tf.nn.max_pool2d, inputs["x"], -np.inf)
 
 
 def avg_pool(inputs: Mapping[str, Any]) -> Array:
-    windows, ones = _windows(inputs, 0.0)
+    y = _pool(inputs, tf.nn.avg_pool2d, inputs["x"], 0.0)
     if inputs.get("exclude_padding_from_average"):
-        return np.asarray(windows.sum(axis=(-2, -1)) / ones.sum(axis=(-2, -1)))
-    return np.asarray(windows.mean(axis=(-2, -1)))
+        return np.asarray(y / _pool(inputs, tf.nn.avg_pool2d, np.ones_like(inputs["x"][:1, :1]), 0.0))
+    return y
 
 
 def batch_norm(inputs: Mapping[str, Any]) -> Array:

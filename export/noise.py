@@ -56,7 +56,7 @@ def layer_noise(content: bytes, model: keras.Model, pixels: np.ndarray) -> dict[
     }
     if not tensors:  # a file of other layers, or of another size
         return {}
-    network = keras.Model(graph.inputs, [graph.get_layer(name).output for name in tensors])
+    network = keras.Model(graph.inputs[0], [graph.get_layer(name).output for name in tensors])
     (entry,) = interpreter.get_input_details()
     squares = np.zeros((2, len(tensors)))
     shift, scale = (np.asarray(v, np.float32) for v in (normalisation.shift, normalisation.scale))

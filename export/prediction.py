@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_resnet.errors import InputError, UsageError
 from keras_resnet.export.artifact import Artifact
-from keras_resnet.export.concrete import labels_of, open_model
+from keras_resnet.export.concrete import EMBEDDING, HEAD, answers_with, labels_of, open_model
 from keras_resnet.export.mil import open_package
 from keras_resnet.export.verification import TfliteFile
 from keras_resnet.labels import Answer, decode_predictions, published
@@ -33,7 +33,7 @@ class Prediction:
 
 
 class Answerer(NamedTuple):
-    """Something that answers: pixels, uint8 [n, height, width, channels], to scores, float32 [n, classes]."""
+    """Something that answers: pixels, uint8 [n, height, width, channels], to scores, float32 [n, classes], 0..1."""
 
     scores: Callable[[np.ndarray], np.ndarray]
     preprocessing: Preprocessing  # how a picture becomes such pixels
@@ -52,7 +52,7 @@ def predict(
 
     source: a model, run folder, `.keras`, PyTorch, `.tflite` or `.mlpackage` file, or "VARIANT:WEIGHTS"; labels: a
     name a class, default what the source knows; 1,000 classes of which nothing is known are taken for ImageNet-1k's.
-    Raises UsageError, InputError for what cannot be read; no image is answered then.
+    Raises UsageError, InputError for what cannot be read, and for what gives an embedding; no image is answered then.
     """
     if not images:
         raise UsageError("no image given: name one or more picture files")
@@ -77,8 +77,13 @@ def open_answerer(source: keras.Model | str | os.PathLike[str]) -> Answerer:
         return _open_tflite(path)
     if path is not None and path.suffix == ".mlpackage":
         package = open_package(path)
-        return Answerer(package.answer, _preprocessing(path, package.size), package.labels, None)
+        labels = package.labels or _labels_beside(path)
+        return Answerer(
+            _scores(package.answer, package.answers, path), _preprocessing(path, package.size), labels, None
+        )
     model = open_model(source)
+    if HEAD not in {layer.name for layer in model.layers} and answers_with(model) == EMBEDDING:
+        raise _no_classes(model.name)
     return Answerer(scores_of(model), preprocessing_of(model), names_of(source, model.outputs[0].shape[-1]), model)
 
 
@@ -94,12 +99,34 @@ def names_of(source: keras.Model | str | os.PathLike[str], outputs: int) -> tupl
 def _open_tflite(path: Path) -> Answerer:
     if not path.is_file():
         raise InputError(f"file {str(path)!r} does not exist: check the path")
-    file, artifact = TfliteFile(path, str(path)), Artifact(path)
+    file = TfliteFile(path, str(path))
     outputs = int(file.output["shape"][-1])
-    labels = published(outputs) if outputs == 1000 else None
-    if artifact.labels.is_file():
-        labels = tuple(artifact.labels.read_text(encoding="utf-8").splitlines())
-    return Answerer(file.scores, _preprocessing(path, file.size), labels, None)
+    labels = _labels_beside(path) or (published(outputs) if outputs == 1000 else None)
+    return Answerer(_scores(file.scores, file.answers, path), _preprocessing(path, file.size), labels, None)
+
+
+def _labels_beside(path: Path) -> tuple[str, ...] | None:
+    labels = Artifact(path).labels
+    return tuple(labels.read_text(encoding="utf-8").splitlines()) if labels.is_file() else None
+
+
+def _scores(answer: Callable[[np.ndarray], np.ndarray], answers: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """Answers as probabilities. Raises UsageError for embeddings."""
+    if answers == EMBEDDING:
+        raise _no_classes(path.name)
+    if answers != "logits":
+        return answer
+
+    def probabilities(pixels: np.ndarray) -> np.ndarray:
+        logits = answer(pixels)
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+    return probabilities
+
+
+def _no_classes(name: str) -> UsageError:
+    return UsageError(f"{name!r} gives an embedding, not classes: `verify` compares it with its network")
 
 
 def _preprocessing(path: Path, size: tuple[int, int]) -> Preprocessing:

@@ -88,14 +88,11 @@ def answers(pixels: np.ndarray, truths: Sequence[str], given: Sequence[str], sco
     """Pictures, uint8 [n, height, width, 3], with the answer, its score 0..1, and the truth where it differs."""
     items = []
     for image, truth, answer, score in zip(pixels, truths, given, scores, strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
         wrong = truth != answer
         note = f" not {escape(truth)}" if wrong else ""
         items.append(
             f'<li{" class=wrong" if wrong else ""}><img alt="a picture of {escape(truth)}" '
-            f'src="data:image/png;base64,{data}"><br><b>{escape(answer)}</b>{note}<br>{score:.1%}</li>'
+            f'src="{_as_data(image)}"><br><b>{escape(answer)}</b>{note}<br>{score:.1%}</li>'
         )
     return '<ul class="answers">' + "\n".join(items) + "</ul>"
 
@@ -140,10 +137,10 @@ def verification_table(found: Mapping[str, Any] | None, accuracy_verified: bool)
     """What a verification found, or plainly that none was made."""
     if found is None:
         return "<p>Not run here: accuracy and agreement are not verified.</p>"
-    rows = {"agreement with the network": _with_interval(found["agreement"], found["agreement_interval"])}
+    rows = {"agreement with the network": with_interval(found["agreement"], found["agreement_interval"])}
     if accuracy_verified:
-        rows["accuracy of the network"] = _with_interval(found["model_top1"], found["model_interval"])
-        rows["accuracy of the file"] = _with_interval(found["file_top1"], found["file_interval"])
+        rows["accuracy of the network"] = with_interval(found["model_top1"], found["model_interval"])
+        rows["accuracy of the file"] = with_interval(found["file_top1"], found["file_interval"])
     else:
         rows["accuracy"] = "not verified: only the calibration images were at hand"
     if kernels := found.get("kernels"):
@@ -203,5 +200,64 @@ def noise_section(found: Mapping[str, Any] | None) -> list[str]:
     return [section("Noise, layer by layer", f"{note}<details><summary>{len(levels)} layers</summary>{body}</details>")]
 
 
-def _with_interval(value: float, interval: Sequence[float]) -> str:
+def targets_section(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which chips take the whole file, how that is known, and why not."""
+    if not targets:
+        return []
+    words = {True: "yes", False: "no", None: "not known"}
+    rows = []
+    for one in targets:
+        more = [f"and {one['more_reasons']} more"] if one["more_reasons"] else []
+        rows.append([one["target"], words[one["takes_whole"]], one["basis"], "; ".join([*one["reasons"], *more])])
+    return [
+        section("Which chips take the whole of it", table(("target", "whole", "how that is known", "why not"), rows))
+    ]
+
+
+def disagreement_section(
+    found: Mapping[str, Any] | None, pixels: np.ndarray | None, labels: Sequence[str]
+) -> list[str]:
+    """Pictures, uint8 [n, height, width, 3], that file and network answer differently, with what each says."""
+    differing = (found or {}).get("disagreements")
+    if not differing or pixels is None:
+        return []
+    items = "\n".join(
+        f'<li><img alt="a picture of {escape(labels[one["label"]])}" src="{_as_data(pixels[one["image"]])}"><br>'
+        f"<b>{escape(labels[one['by_file']])}</b> {one['file_score']:.2f}<br>"
+        f"network: {escape(labels[one['by_network']])} {one['network_score']:.2f}<br>"
+        f"truth: {escape(labels[one['label']])}</li>"
+        for one in differing
+    )
+    note = f"<p>{len(differing)} of those that the network was surest of; bold: what the file says.</p>"
+    return [section("Where file and network differ", f'{note}<ul class="answers">{items}</ul>')]
+
+
+def graph_section(operations: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Every operation of a file: its kind, its name, what it gives."""
+    if not operations:
+        return []
+    body = table(("operation", "name", "gives"), operations)
+    return [section("Graph", f"<details><summary>{len(operations)} operations</summary>{body}</details>")]
+
+
+def _as_data(image: np.ndarray) -> str:
+    """A picture as an address that holds it."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def bars(values: Mapping[str, tuple[float, str]]) -> str:
+    """A bar for each of some numbers above 0, the longest full; by name: the number, and how it is written."""
+    most = max(number for number, _ in values.values())
+    rows = "\n".join(
+        f'<tr><th scope="row"><code>{escape(name)}</code></th><td class="number">{escape(text)}</td>'
+        f'<td class="wide"><div class="bar" style="width:{number / most:.1%}"></div></td></tr>'
+        for name, (number, text) in values.items()
+    )
+    return f'<div class="scroll"><table>\n{rows}\n</table></div>'
+
+
+def with_interval(value: float, interval: Sequence[float]) -> str:
+    """A fraction 0..1 as a percentage, with its interval."""
     return f"{percent(value)} (95 %: {percent(interval[0])} to {percent(interval[1])})"

@@ -13,11 +13,14 @@ import keras
 import numpy as np
 
 from keras_resnet.errors import ExportError, UsageError, unknown
-from keras_resnet.export import converter, golden, report
+from keras_resnet.export import converter, golden, usage
+from keras_resnet.export.answers import answering, check_scores
 from keras_resnet.export.artifact import Artifact, check_target, write_artifact
 from keras_resnet.export.calibration import EFFORTS, Calibration, calibrate
 from keras_resnet.export.concrete import (
+    EMBEDDING,
     Normalisation,
+    answers_with,
     check_exportable,
     concrete_function,
     exact_normalisation,
@@ -30,6 +33,8 @@ from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.latency import measure
 from keras_resnet.export.metadata import describe, inside
 from keras_resnet.export.sensitivity import check_parts, in_float, sensitivity
+from keras_resnet.export.targets import targets_of_file
+from keras_resnet.export.tflite_graph import read_graph
 from keras_resnet.export.tflite_metadata import embed
 from keras_resnet.export.verification import (
     MANIFEST,
@@ -83,6 +88,7 @@ def to_tflite(
     path: str | os.PathLike[str],
     *,
     quantize: str = "int8",
+    scores: str | None = None,
     calibration: str | os.PathLike[str] | Images | None = None,
     effort: str = "normal",
     labels: Sequence[str] | None = None,
@@ -95,19 +101,22 @@ def to_tflite(
 ) -> Artifact:
     """Export a network to TFLite and check that the file answers as the network does.
 
-    source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; path: the .tflite file, with .labels.txt, .json
-    and .html beside it. quantize: "float32", "float16", "dynamic", "int8" (full integer, uint8 [1, H, W, 3] in with
-    scale 1 and zero point 0) or "int16x8" (activations of 16 bits, float32 in and out, slow); every form takes RGB
-    pixels 0..255. calibration: images for int8 and int16x8, never those that it is judged on; int8 of a network that
-    `compress` trained for it needs none, and takes the ranges and weights that it learned. effort: how long weights
-    are rounded, "low", "normal" or "high". labels: a name a class; default those of the run, `data` or `calibration`,
-    else numbers. data: labelled images to verify on; without, the calibration images serve, and the manifest says that
-    accuracy is not verified. author, licence: go into the file's metadata, with the labels, the manifest and a few
-    pictures with their scores, by which the file can be tested wherever it runs (`self_test`). min_agreement: below
-    this fraction of images on which file and network give the same class nothing is written; default 0.9. For int8:
-    keep_float: parts that stay in floating point ("stem", "stage3_block2", "head"); max_drop: points of accuracy on
-    `data` that may be lost, for which as few parts as do stay in floating point, those that 8 bits harm most; the
-    manifest says which, and what they cost. keep_float="auto": max_drop of 0.3.
+    source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; without a head, such as build(include_top=False,
+    pooling="avg"), the file's output is `embedding`, else `scores`: "softmax", "sigmoid" or "logits", default the
+    network's own, softmax where that is logits. path: the .tflite file, with .labels.txt, .json and .html beside
+    it. quantize: "float32", "float16", "dynamic", "int8" (full integer, uint8 [1, H, W, 3] in with scale 1 and zero
+    point 0) or "int16x8" (activations of 16 bits, float32 in and out, slow); every form takes RGB pixels 0..255.
+    calibration: images for int8 and int16x8, never those that it is judged on; int8 of a network that `compress`
+    trained for it needs none, and takes the ranges and weights that it learned. effort: how long weights are
+    rounded, "low", "normal" or "high". labels: a name a class; default those of the run, `data` or `calibration`,
+    else numbers. data: labelled images to verify on; without, the calibration images serve, and the manifest says
+    that accuracy is not verified. author, licence: go into the file's metadata, with the labels, the manifest and a
+    few pictures with their scores, by which the file can be tested wherever it runs (`self_test`). min_agreement:
+    below this fraction of images on which file and network give the same class nothing is written; default 0.9. For
+    int8: keep_float: parts that stay in floating point ("stem", "stage3_block2", "head"); max_drop: points of
+    accuracy on `data` that may be lost, for which as few parts as do stay in floating point, those that 8 bits harm
+    most; the manifest says which, and what they cost. keep_float="auto": max_drop of 0.3. Embeddings need no
+    labels; data may be of any classes, and min_agreement is the mean cosine similarity, default 0.98.
 
     Raises UsageError, InputError before the conversion starts, ExportError where the file is not what it must be;
     nothing is written then.
@@ -117,12 +126,17 @@ def to_tflite(
     if effort not in EFFORTS:
         raise unknown("effort", effort, EFFORTS, where="effort=")
     check_share(min_agreement)
+    check_scores(scores)
     form, target = FORMS[quantize], check_target(path, ".tflite")
     keep_float, max_drop = _check_kept(keep_float, max_drop, form, quantize, data is not None)
     model = open_model(source)
     if form.activation_bits and calibration is None and not (form.activation_bits == 8 and learned_ranges(model)):
         raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     preprocessing = check_exportable(model)
+    model = answering(model, scores)
+    answers = answers_with(model)
+    if max_drop is not None and answers == EMBEDDING:
+        raise UsageError(f"max_drop={max_drop} is of accuracy, and model {model.name!r} gives an embedding")
     check_parts(model, keep_float)
     found = gather(source, model, preprocessing, calibration, data, labels)
     judged, shown = found.judged, found.shown
@@ -138,6 +152,9 @@ def to_tflite(
     if judged is not None and shown is not None:
         verification = verify_tflite(content, str(path), model, shown, judged.labels, judged.name, min_agreement)
 
+    graph = read_graph(content, str(path))
+    targets = targets_of_file(content, graph)
+
     def manifest(written: dict[str, Any]) -> dict[str, Any]:
         value = describe(
             written,
@@ -148,6 +165,7 @@ def to_tflite(
             calibration=found.sample,
             verification=verification,
             accuracy_verified=found.is_labelled,
+            targets=targets,
         )
         return {**value, "in_float": kept or {"parts": list(keep_float)}} if keep_float or kept else value
 
@@ -162,14 +180,22 @@ def to_tflite(
         licence=licence,
         size=size,
         files={
-            "labels.txt": "".join(f"{name}\n" for name in found.names).encode(),
+            **({"labels.txt": "".join(f"{name}\n" for name in found.names).encode()} if found.names else {}),
             MANIFEST: json.dumps(inside(manifest({}))).encode(),
-            golden.NAME: golden.record(examples, file.scores),
+            golden.NAME: golden.record(examples, file.scores, answers),
         },
+        answers=answers,
     )
     if not answer_own_pictures(TfliteFile(content, str(path)), str(path)).passed:
         raise ExportError("the file does not repeat its own answers once its metadata is inside: please report this")
-    return write_artifact(target, lambda scratch: _write(scratch, content), found.names, manifest, report.artifact_page)
+    operations = [(one.kind, one.name, ", ".join(map(str, one.outputs))) for one in graph.operations]
+    return write_artifact(
+        target,
+        lambda scratch: _write(scratch, content),
+        found.names,
+        manifest,
+        lambda value: usage.page(value, shown, operations),
+    )
 
 
 def _check_kept(

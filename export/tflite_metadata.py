@@ -21,6 +21,12 @@ IDENTIFIER, BUFFER = b"M001", "TFLITE_METADATA"
 PARSER = "1.0.0"  # the oldest that reads all fields that are written here
 RGB, AXIS_LABELS, IMAGE, FEATURE, NORMALISATION = 1, 2, 2, 1, 1  # of the schema's enumerations and unions
 MOST_BYTES = 64_000_000  # of one associated file
+OUTPUTS = {  # by what a file answers with: name and description of its output
+    "softmax": {0: "scores", 1: "one score a class"},
+    "sigmoid": {0: "scores", 1: "one score a class, each by itself"},
+    "logits": {0: "scores", 1: "one logit a class"},
+    "embedding": {0: "embedding", 1: "the features of the image"},
+}
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,13 @@ def embed(
     licence: str,
     size: tuple[int, int],
     files: Mapping[str, bytes],
+    answers: str = "softmax",
 ) -> bytes:
     """A .tflite file with metadata and files inside: what `content` was, and answers as it did.
 
     size: (height, width) of the image that it takes, raw RGB pixels 0..255; files: by name; `labels.txt`, a label a
-    line, must be one of them. licence and author may be empty.
+    line, is one of them where there are classes. answers: what `concrete.answers_with` says. licence and author may
+    be empty.
     Raises MissingExtraError without the extra `tflite`.
     """
     try:
@@ -69,12 +77,12 @@ def embed(
         4: [{0: Byte(NORMALISATION), 1: {0: [0.0], 1: [1.0]}}],  # the file normalises by itself
         5: {0: [255.0], 1: [0.0]},
     }
+    names = {0: "labels.txt", 1: "a label a line, in the order of the scores", 2: Byte(AXIS_LABELS)}
     scores: Table = {
-        0: "scores",
-        1: "one score a class",
+        **OUTPUTS[answers],
         3: {0: Byte(FEATURE), 1: {}},
-        5: {0: [1.0], 1: [0.0]},
-        6: [{0: "labels.txt", 1: "a label a line, in the order of the scores", 2: Byte(AXIS_LABELS)}],
+        **({5: {0: [1.0], 1: [0.0]}} if answers in ("softmax", "sigmoid") else {}),
+        **({6: [names]} if "labels.txt" in files else {}),
     }
     others = [{0: file} for file in files if file != "labels.txt"]
     model: Table = {

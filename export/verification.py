@@ -13,21 +13,25 @@ import numpy as np
 
 from keras_resnet.errors import ExportError, InputError, UsageError, missing_extra
 from keras_resnet.export import golden
-from keras_resnet.export.concrete import labels_of, open_model
+from keras_resnet.export.answers import answering
+from keras_resnet.export.concrete import EMBEDDING, answers_with, labels_of, open_model
 from keras_resnet.export.latency import Latency, measure
 from keras_resnet.export.mil import Package, open_package
 from keras_resnet.export.mil import layer_noise as package_noise
+from keras_resnet.export.native import Native, run_here
 from keras_resnet.export.noise import IMAGES, decibels, layer_noise, worst
 from keras_resnet.export.probe import probe
-from keras_resnet.export.tflite_graph import read_graph
+from keras_resnet.export.tflite_graph import Graph, read_graph
 from keras_resnet.export.tflite_metadata import associated_files
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.data import Images, open_images
 from keras_resnet.training.evaluation import for_network, scores_of, summarise, wilson_interval
 
 MIN_AGREEMENT = 0.9
+MIN_COSINE = 0.98  # of embeddings, the mean; noise of a fifth of the signal has that
 REFERENCE_IMAGES = 4  # reference kernels are some ten times slower
 MANIFEST = "manifest.json"  # inside a .tflite file
+SHOWN = 10  # disagreements that are told
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,38 @@ class Verification:
     latency: Latency | None  # None: a file that does not run here
     kernels: Kernels | None = None  # None: a format of one implementation
     layer_snr_db: Mapping[str, float] | None = None  # signal over noise of each layer, in the order of the file
+    native: Native | None = None  # Core ML itself, on macOS alone
+    disagreements: tuple[Disagreement, ...] = ()  # at most ten, those first of which the network was surest
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An image, by its number, that file and network answer differently: their classes, and their scores of them."""
+
+    image: int
+    label: int
+    by_network: int
+    network_score: float
+    by_file: int
+    file_score: float
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """The embeddings of a file against those of its model on the same images: cosine similarity, -1..1."""
+
+    data: str
+    count: int
+    mean_cosine: float
+    worst_cosine: float
+    largest_difference: float  # of one number
+    latency: Latency | None
+    kernels: Kernels | None = None
+    layer_snr_db: Mapping[str, float] | None = None
+    native: Native | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -53,7 +89,10 @@ class Verification:
 
 @dataclass(frozen=True)
 class Kernels:
-    """How the accelerated kernels that phones run compare with TFLite's reference kernels on the same images."""
+    """How the accelerated kernels that phones run compare with TFLite's reference kernels on the same images.
+
+    agreeing: images of the same best class, of an embedding those of a cosine similarity of at least `MIN_COSINE`.
+    """
 
     count: int
     agreeing: int
@@ -97,7 +136,7 @@ class TfliteFile:
                 "[1, height, width, 3], is expected"
             )
         if len(given) != 2 or given[0] != 1:
-            raise InputError(f"{name!r} gives {given}: one score a class, [1, classes], is expected")
+            raise InputError(f"{name!r} gives {given}: one score a class, or an embedding, [1, length], is expected")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -106,13 +145,18 @@ class TfliteFile:
         return int(height), int(width)
 
     @property
+    def answers(self) -> str:
+        """What its vector is: "softmax", "sigmoid" or "logits", or "embedding" where its output is called so."""
+        return answers_of(read_graph(self.content, self.name))
+
+    @property
     def float_tensors(self) -> list[str]:
         """Names of the tensors that hold floating-point numbers: none in a full-integer file."""
         details = self.interpreter.get_tensor_details()
         return [tensor["name"] for tensor in details if tensor["dtype"] in (np.float16, np.float32)]
 
     def answer(self, pixels: np.ndarray) -> np.ndarray:
-        """Scores, float32 [classes], of one image, uint8 [height, width, channels]."""
+        """Scores, float32 [classes], or embedding, of one image, uint8 [height, width, channels]."""
         try:
             self.interpreter.set_tensor(self.input["index"], pixels[None].astype(self.input["dtype"]))
             self.interpreter.invoke()
@@ -125,6 +169,14 @@ class TfliteFile:
     def scores(self, pixels: np.ndarray) -> np.ndarray:
         """Scores, float32 [n, classes], of images, uint8 [n, height, width, channels]."""
         return np.stack([self.answer(image) for image in pixels])
+
+
+def answers_of(graph: Graph) -> str:
+    """What the vector that a .tflite file gives is, by its output's name and its last operation."""
+    if any(graph.names.get(tensor.name, tensor.name) == EMBEDDING for tensor in graph.outputs):
+        return EMBEDDING
+    kinds = [one.kind for one in graph.operations if one.kind not in ("QUANTIZE", "DEQUANTIZE")]
+    return {"SOFTMAX": "softmax", "LOGISTIC": "sigmoid"}.get(kinds[-1] if kinds else "", "logits")
 
 
 def compare(
@@ -146,7 +198,59 @@ def compare(
         file_interval=by_file.interval,
         largest_score_difference=float(np.abs(file_scores - model_scores).max()),
         latency=latency,
+        disagreements=_disagreements(file_scores, model_scores, labels),
     )
+
+
+def _disagreements(file: np.ndarray, model: np.ndarray, labels: np.ndarray) -> tuple[Disagreement, ...]:
+    """Images that two tables of scores, float [n, classes], answer differently."""
+    by_file, by_model = file.argmax(axis=-1), model.argmax(axis=-1)
+    differing = sorted(np.flatnonzero(by_file != by_model), key=lambda i: (-model[i].max(), i))
+    return tuple(
+        Disagreement(
+            image=int(i),
+            label=int(labels[i]),
+            by_network=int(by_model[i]),
+            network_score=float(model[i].max()),
+            by_file=int(by_file[i]),
+            file_score=float(file[i].max()),
+        )
+        for i in differing[:SHOWN]
+    )
+
+
+def compare_embeddings(file: np.ndarray, model: np.ndarray, data: str, latency: Latency | None) -> Similarity:
+    """The verification of given embeddings, each float [n, length]."""
+    found = golden.cosines(file, model)
+    return Similarity(
+        data=data,
+        count=len(found),
+        mean_cosine=float(found.mean()),
+        worst_cosine=float(found.min()),
+        largest_difference=float(np.abs(file - model).max()),
+        latency=latency,
+    )
+
+
+def _judged(
+    scores: np.ndarray,
+    model: keras.Model,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    data: str,
+    latency: Latency | None,
+    noise: Mapping[str, float],
+    kernels: Kernels | None = None,
+) -> Verification | Similarity:
+    """What a file answers, against its model."""
+    expected = scores_of(model)(pixels)
+    more: dict[str, Any] = {
+        "kernels": kernels,
+        "layer_snr_db": {layer: round(decibels(ratio), 2) for layer, ratio in noise.items()},
+    }
+    if answers_with(model) == EMBEDDING:
+        return replace(compare_embeddings(scores, expected, data, latency), **more)
+    return replace(compare(scores, expected, labels, data, latency), **more)
 
 
 def verify_tflite(
@@ -157,7 +261,7 @@ def verify_tflite(
     labels: np.ndarray,
     data: str,
     min_agreement: float | None = None,
-) -> Verification:
+) -> Verification | Similarity:
     """Run a .tflite file and its model over the same pixels, and a few layer by layer and with reference kernels.
 
     Raises ExportError where they agree on too few.
@@ -167,17 +271,13 @@ def verify_tflite(
     scores = file.scores(pixels)
     few = min(REFERENCE_IMAGES, len(pixels))
     plain = TfliteFile(content, name, reference=True).scores(pixels[:few])
-    kernels = Kernels(
-        few,
-        int(np.sum(plain.argmax(axis=-1) == scores[:few].argmax(axis=-1))),
-        float(np.abs(plain - scores[:few]).max()),
-    )
+    if answers_with(model) == EMBEDDING:
+        alike = golden.cosines(plain, scores[:few]) >= MIN_COSINE
+    else:
+        alike = plain.argmax(axis=-1) == scores[:few].argmax(axis=-1)
+    kernels = Kernels(few, int(np.sum(alike)), float(np.abs(plain - scores[:few]).max()))
     noise = layer_noise(content, model, pixels[:IMAGES])
-    result = replace(
-        compare(scores, scores_of(model)(pixels), labels, data, latency),
-        kernels=kernels,
-        layer_snr_db={layer: round(decibels(ratio), 2) for layer, ratio in noise.items()},
-    )
+    result = _judged(scores, model, pixels, labels, data, latency, noise, kernels)
     check_agreement(result, scores, min_agreement)
     return result
 
@@ -188,21 +288,30 @@ def check_share(least: float | None) -> None:
         raise UsageError(f"min_agreement={least} must be a fraction from 0 to 1: 0.98 for 98 % of the images")
 
 
-def check_agreement(result: Verification, scores: np.ndarray, least: float | None = None) -> None:
+def check_agreement(result: Verification | Similarity, scores: np.ndarray, least: float | None = None) -> None:
     """Raise ExportError where a file and its model agree on too few images.
 
-    scores: the file's; least: fraction of the images, default `MIN_AGREEMENT`.
+    scores: the file's; least: fraction of the images, default `MIN_AGREEMENT`; of embeddings the mean of their cosine
+    similarities, default `MIN_COSINE`.
     """
-    least = MIN_AGREEMENT if least is None else least
-    if result.agreement >= least:
+    is_embedding = isinstance(result, Similarity)
+    reached = result.mean_cosine if isinstance(result, Similarity) else result.agreement
+    if least is None:
+        least = MIN_COSINE if is_embedding else MIN_AGREEMENT
+    if reached >= least:
         return
+    images = f"{result.count} images of {result.data!r}"
     given = np.unique(scores.argmax(axis=-1))
-    one = f" (it answers class {given[0]} to every one)" if len(given) == 1 and result.count > 1 else ""
+    if is_embedding:
+        how = f"the embeddings of the file have a cosine similarity of {reached:.3f} to its model's on {images}"
+        one, limit = "", f"{least:.3f}"
+    else:
+        how, limit = f"the file agrees with its model on {reached:.1%} of {images}", f"{least:.0%}"
+        one = f" (it answers class {given[0]} to every one)" if len(given) == 1 and result.count > 1 else ""
     noisy = worst({layer: -level for layer, level in (result.layer_snr_db or {}).items()})
     layers = f"; most noise in {', '.join(f'{k} ({-v:.0f} dB)' for k, v in noisy.items())}" if noisy else ""
     raise ExportError(
-        f"the file agrees with its model on {result.agreement:.1%} of {result.count} images of {result.data!r}{one}, "
-        f"below {least:.0%}{layers}: calibrate on images like those it will see, or use quantize='float16'"
+        f"{how}{one}, below {limit}{layers}: calibrate on images like those it will see, or use quantize='float16'"
     )
 
 
@@ -231,11 +340,12 @@ def verify(
     data: str | os.PathLike[str] | Images,
     *,
     min_agreement: float | None = None,
-) -> Verification:
+) -> Verification | Similarity:
     """Compare a .tflite file, or a .mlpackage by replay, with the network that it was made from, on labelled images.
 
-    path: the file; source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; data: what `open_images` takes;
-    min_agreement: fraction of the images, default 0.9.
+    path: the file; source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS", whose scores are taken in the form
+    that the file gives; data: what `open_images` takes, for an embedding of any classes. min_agreement: fraction of the
+    images, default 0.9; of embeddings the mean cosine similarity, default 0.98.
     Raises UsageError, InputError for what cannot be read, ExportError where the two agree on too few images.
     """
     check_share(min_agreement)
@@ -248,12 +358,19 @@ def verify(
         package = None
     images = open_images(data)
     model = open_model(source)
-    images = for_network(images, model.outputs[0].shape[-1], labels_of(source))
-    pixels = images.pixels(preprocessing_of(model))
-    judged = (model, pixels, images.labels, images.name, min_agreement)
-    if package is None:
-        return verify_tflite(TfliteFile(file, str(path)).content, str(path), *judged)
-    return verify_package(package, *judged)
+    opened = package or TfliteFile(file, str(path))
+    preprocessing = preprocessing_of(model)
+    is_embedding = answers_with(model) == EMBEDDING
+    if (opened.answers == EMBEDDING) != is_embedding:
+        gives = ("an embedding", "scores") if is_embedding else ("scores", "an embedding")
+        raise InputError(f"model {model.name!r} gives {gives[0]}, file {str(path)!r} {gives[1]}: it is another's")
+    model = answering(model, None if is_embedding else opened.answers)
+    if not is_embedding:
+        images = for_network(images, model.outputs[0].shape[-1], labels_of(source))
+    judged = (model, images.pixels(preprocessing), images.labels, images.name, min_agreement)
+    if isinstance(opened, TfliteFile):
+        return verify_tflite(opened.content, str(path), *judged)
+    return verify_package(opened, *judged)
 
 
 def verify_package(
@@ -263,15 +380,30 @@ def verify_package(
     labels: np.ndarray,
     data: str,
     min_agreement: float | None = None,
-) -> Verification:
-    """Replay a package and run its model over the same pixels. Raises ExportError where they agree on too few."""
+) -> Verification | Similarity:
+    """Replay a package and run its model over the same pixels; on macOS let Core ML answer them too.
+
+    Raises ExportError where they agree on too few.
+    """
     scores = package.answer(pixels)
     if not np.isfinite(scores).all():
         raise ExportError("the package gives scores that are no numbers: look for NaN weights, or use 'float32'")
     noise = package_noise(package, model, pixels[:IMAGES])
-    result = replace(
-        compare(scores, scores_of(model)(pixels), labels, data, None),
-        layer_snr_db={layer: round(decibels(ratio), 2) for layer, ratio in noise.items()},
-    )
+    result = _judged(scores, model, pixels, labels, data, None, noise)
     check_agreement(result, scores, min_agreement)
-    return result
+    found = run_here(package, pixels, scores, scores_of(model)(pixels))
+    return _with_native(result, found, min_agreement)
+
+
+def _with_native(
+    result: Verification | Similarity, found: Native | None, least: float | None
+) -> Verification | Similarity:
+    """A verification with what Core ML itself answered. Raises ExportError where that is not what the network does."""
+    if least is None:
+        least = MIN_COSINE if isinstance(result, Similarity) else MIN_AGREEMENT
+    if found is not None and found.agreement is not None and found.agreement < least:
+        raise ExportError(
+            f"Core ML itself agrees with the network on {found.agreement:.1%} of {result.count} images, below "
+            f"{least:.0%}, though the replay of the package does: please report this, with `keras-resnet verify --json`"
+        )
+    return replace(result, native=found)

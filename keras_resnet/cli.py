@@ -6,7 +6,6 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 a failure;
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -17,23 +16,18 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from keras_resnet import __version__, data_commands
-from keras_resnet.console import load_keras, silenced
+from keras_resnet import __version__, data_commands, export_commands
+from keras_resnet.console import load_keras
 from keras_resnet.errors import ExportError, InputError, KerasResnetError, UsageError, nearest, unknown
-from keras_resnet.files import check_file, replacing, write_csv
+from keras_resnet.export_commands import AGREEMENT, MODEL
+from keras_resnet.files import check_file, read_labels, write_bytes, write_csv
 from keras_resnet.specs import VARIANTS, list_variants, spec_of
 from keras_resnet.training.recipes import RECIPES, Recipe
 
 INTERRUPTED = 130
 MOST_PIXELS = 10_000
 DATA = "'digits', 'cifar10', a folder or .tar of class folders, packed shards, or a .npz"
-MODEL = "a run folder, a .keras, .safetensors or .pth file, or VARIANT:WEIGHTS"
-AGREEMENT = "least share of images on which file and network give the same class (default: 0.9)"
 METHODS = ("qat", "prune", "prune-2:4", "cluster", "pqat", "qat-tfmot", "pqat-tfmot", "cqat", "pcqat")
-FORMATS = {
-    "tflite": ("float32", "float16", "dynamic", "int8", "int16x8"),
-    "coreml": ("float16", "float32", "int8", "w8a8", "int4", "palette8", "palette6", "palette4", "prune"),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,6 +117,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one = verb("list", _list, "list variants, weights, recipes or runs", "keras-resnet list weights resnet50")
     one.add_argument("what", help="variants, weights, recipes or runs")
     one.add_argument("pattern", nargs="?", default="", help="part of a name; for runs: the folder that holds them")
+    one.add_argument("--plot", metavar="FILE", help="runs: a .png to write, the validation accuracy of all of them")
     one.add_argument("--json", action="store_true")
 
     one = verb(
@@ -189,15 +184,22 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one = verb(
         "evaluate",
         _evaluate,
-        "accuracy of a network on labelled images, with its interval",
-        "keras-resnet evaluate resnet50:imagenet --data imagenet-val/",
+        "accuracy of a network, or of several together, on labelled images, with its interval",
+        "keras-resnet evaluate resnet50:imagenet resnet101:imagenet --data imagenet-val/ --crops 10",
     )
-    one.add_argument("model", help=MODEL)
+    one.add_argument("models", nargs="+", metavar="MODEL", help=f"{MODEL}; several: their probabilities are averaged")
     one.add_argument("--data", required=True, help=f"{DATA}; classes by name, ImageNet id or number")
     one.add_argument("--resize", metavar="PIXELS", help="short side before the crop, or none (default: the network's)")
     one.add_argument("--crop", metavar="PIXELS", help="side of the centre crop, or none (default: the network's)")
     one.add_argument("--labels", metavar="FILE", help="a text file with the network's classes, a name a line")
+    shown = one.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--crops", type=int, choices=(1, 10), default=1, help="1: the centre (default); 10: corners too, and mirrored"
+    )
+    shown.add_argument("--scales", metavar="PIXELS", help="whole pictures, short sides 224,256,384,480,640 or as given")
     one.add_argument("--per-class", metavar="FILE", help="a .csv to write: a row a class")
+    one.add_argument("--confusion", metavar="FILE", help="a .png to write: what is taken for what")
+    one.add_argument("--reliability", metavar="FILE", help="a .png to write: accuracy over confidence")
     one.add_argument("--json", action="store_true")
 
     one = verb(
@@ -234,28 +236,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     one = verb(
         "export",
-        _export,
+        export_commands.run,
         "write a file for a phone, with its labels, manifest and report beside it",
         "keras-resnet export runs/a --format tflite --quantize int8 --calibration photos/ --out a.tflite",
     )
-    one.add_argument("model", help=MODEL)
-    one.add_argument("--format", default="tflite", help=f"one of: {', '.join(FORMATS)} (default: tflite)")
-    one.add_argument(
-        "--quantize",
-        help="tflite: int8 (default), int16x8, dynamic, float16, float32; "
-        "coreml: float16 (default), float32, int8, w8a8, int4, palette8, 6 or 4, prune",
-    )
-    one.add_argument("--target", help="coreml: the oldest system, iOS15 to iOS26 (default: iOS16 or what it needs)")
-    one.add_argument("--calibration", help="images that set ranges and rounding; not those of --data")
-    one.add_argument("--effort", default="normal", help="of rounding weights: low, normal (default) or high")
-    one.add_argument("--data", help="labelled images to verify the file on")
-    one.add_argument("--max-drop", type=float, metavar="POINTS", help="int8: keep parts in float to lose no more")
-    one.add_argument("--keep-float", metavar="PARTS", help="int8: auto, or parts in float: stem,stage4_block2,head")
-    one.add_argument("--labels", metavar="FILE", help="a text file with a label a line")
-    one.add_argument("--author", default="", help="for the file's metadata")
-    one.add_argument("--licence", default="", help="for the file's metadata")
-    one.add_argument("--min-agreement", type=float, metavar="FRACTION", help=AGREEMENT)
-    one.add_argument("--out", required=True, help="the file to write: .tflite or .mlpackage")
+    export_commands.add_options(one)
 
     one = verb(
         "benchmark",
@@ -278,7 +263,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("file", help="a .tflite or .mlpackage file; alone, a .tflite file answers the pictures inside it")
     one.add_argument("--model", help=MODEL)
     one.add_argument("--data", help=DATA)
-    one.add_argument("--min-agreement", type=float, metavar="FRACTION", help=AGREEMENT)
+    one.add_argument("--min-agreement", type=float, metavar="SHARE", help=AGREEMENT)
     one.add_argument("--json", action="store_true")
     return parser, verbs
 
@@ -310,18 +295,44 @@ def _list(options: argparse.Namespace) -> None:
     tables = {"variants": _variant_rows, "weights": _weight_rows, "recipes": _recipe_rows, "runs": _run_rows}
     if options.what not in tables:
         raise unknown("list", options.what, tables)
-    if options.what == "runs" and not os.path.isdir(options.pattern or "."):
-        raise InputError(f"folder {options.pattern!r} of runs does not exist: give one that holds run folders")
+    if options.plot is not None:
+        if options.what != "runs":
+            raise UsageError(f"--plot is for runs: {options.what} have no curves")
+        check_file(options.plot, (".png",))
     rows = tables[options.what](options.pattern)
     if options.json:
         print(json.dumps(rows, indent=2))
-        return
+    else:
+        _print_table(rows, options)
+    if options.plot is not None:
+        _plot_runs(options.plot, [row["run"] for row in rows if row["epochs"]])
+
+
+def _print_table(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     if not rows:
         raise UsageError(f"no {options.what} match {options.pattern!r}: `keras-resnet list {options.what}` shows all")
-    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    lines = [list(rows[0]), *([_cell(*item) for item in row.items()] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _plot_runs(path: str, folders: Sequence[str]) -> None:
+    from pathlib import Path
+
+    from keras_resnet.training import plots
+    from keras_resnet.training.runs import Run
+
+    if not folders:
+        raise InputError(f"no run has finished an epoch: there is nothing to draw into {path!r}")
+    runs = [Run(Path(folder)) for folder in folders]
+    write_bytes(path, plots.together({run.folder.name: run.read_history() for run in runs}))
+
+
+def _cell(name: str, value: Any) -> str:
+    if name in ("val_accuracy", "top1", "low", "high") and isinstance(value, float):
+        return f"{value:.2%}"
+    return "" if value is None else str(value)
 
 
 def _variant_rows(pattern: str) -> list[dict[str, Any]]:
@@ -369,19 +380,9 @@ def _recipe_rows(pattern: str) -> list[dict[str, Any]]:
 
 
 def _run_rows(folder: str) -> list[dict[str, Any]]:
-    from pathlib import Path
+    from keras_resnet.training.runs import compare, runs_in
 
-    from keras_resnet.training.runs import Run
-
-    rows = []
-    for description in sorted(Path(folder or ".").glob("*/run.json")):
-        run = Run(description.parent)
-        row: dict[str, Any] = {"run": str(run.folder), "variant": "", "epochs": "", "top1": "cannot be read"}
-        with contextlib.suppress(InputError):  # one damaged run shall not hide the others
-            row |= {"variant": run.recipe.variant, "epochs": run.recipe.epochs}
-            row["top1"] = f"{run.read_evaluation()['top1']:.2%}" if run.is_complete else "not complete"
-        rows.append(row)
-    return rows
+    return compare(runs_in(folder or "."))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -459,38 +460,59 @@ def _verify_run(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     given = {name: _pixels(name, getattr(options, name)) for name in ("resize", "crop")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    labels = _read_labels(options.labels)
-    if options.per_class is not None:
-        check_file(options.per_class, (".csv",))
+    scales = [_pixels("scales", side) or 0 for side in options.scales.split(",")] if options.scales else []
+    labels = read_labels(options.labels)
+    for path, suffix in ((options.per_class, ".csv"), (options.confusion, ".png"), (options.reliability, ".png")):
+        if path is not None:
+            check_file(path, (suffix,))
     load_keras(debug=options.debug)
     from keras_resnet.export.concrete import open_model
     from keras_resnet.export.prediction import names_of
     from keras_resnet.preprocessing import preprocessing_of
-    from keras_resnet.training import evaluate_model, open_images
+    from keras_resnet.training import evaluate_model, open_images, plots
 
+    if options.confusion or options.reliability:
+        plots.check_installed()
     images = open_images(options.data)
-    model = open_model(options.model)
-    known = labels or names_of(options.model, model.outputs[0].shape[-1])
-    preprocessing = dataclasses.replace(preprocessing_of(model), **changes)
+    models = [open_model(source) for source in options.models]
+    names = {names_of(source, model.outputs[0].shape[-1]) for source, model in zip(options.models, models, strict=True)}
+    if len(names) > 1 and labels is None:
+        raise UsageError(
+            f"{' and '.join(options.models)} have different classes: give --labels where they mean the same"
+        )
+    known = labels or next(iter(names))
+    needs = [dataclasses.replace(preprocessing_of(model), **changes) for model in models]
     start = time.perf_counter()
-    found = evaluate_model(model, images, known, preprocessing=preprocessing, progress=True)
+    found = evaluate_model(
+        models, images, known, preprocessing=needs, crops=options.crops, scales=scales, progress=True
+    )
     rate = found.count / (time.perf_counter() - start)
     if options.per_class is not None:
         write_csv(options.per_class, found.per_class())
+    if options.confusion is not None:
+        write_bytes(options.confusion, plots.confusion(found.confusion, found.classes))
+    if options.reliability is not None:
+        write_bytes(options.reliability, plots.reliability(found.reliability))
+    resize, crop = ([getattr(one, name) for one in needs] for name in ("resize", "crop"))
     if options.json:
         shown = {k: v for k, v in dataclasses.asdict(found).items() if k not in ("confusion", "predictions", "classes")}
-        print(json.dumps({**shown, "resize": preprocessing.resize, "crop": preprocessing.crop, "images_per_s": rate}))
+        alone = len(models) == 1
+        views = {"resize": resize[0] if alone else resize, "crop": crop[0] if alone else crop}
+        print(json.dumps({**shown, **views, "crops": options.crops, "scales": scales, "images_per_s": rate}))
         return
     low, high = found.interval
     top5 = "" if found.top5 is None else f", top-5 {found.top5:.2%}"
+    sizes = [" and ".join(str(side or "none") for side in sorted(set(sides))) for sides in (resize, crop)]
+    seen = f"scales {options.scales}" if scales else f"resize {sizes[0]}, crop {sizes[1]}"
     print(
         f"top-1 {found.top1:.2%} ({found.correct:,} of {found.count:,} of {found.data}; 95 %: {low:.2%} to {high:.2%})"
-        f"{top5}, resize {preprocessing.resize or 'none'}, crop {preprocessing.crop or 'none'}, {rate:.0f} images/s"
+        f"{top5}, calibration error {found.calibration_error:.2%}, {seen}{' x 10' * (options.crops == 10)}, "
+        f"{rate:.0f} images/s"
     )
 
 
 def _predict(options: argparse.Namespace) -> None:
-    labels = _read_labels(options.labels)
+    labels = read_labels(options.labels)
     if options.top < 1:
         raise UsageError(f"--top {options.top} must be 1 or more")
     if options.grid is not None:
@@ -503,8 +525,7 @@ def _predict(options: argparse.Namespace) -> None:
         from keras_resnet.training import plots
 
         lines = ["\n".join(f"{a.score:.1%} {textwrap.shorten(a.name, 28)}" for a in one.answers[:3]) for one in found]
-        with replacing(options.grid) as (scratch,):
-            scratch.write_bytes(plots.grid([one.image for one in found], lines))
+        write_bytes(options.grid, plots.grid([one.image for one in found], lines))
     if options.json:
         rows = [{"image": one.image, "answers": [answer._asdict() for answer in one.answers]} for one in found]
         print(json.dumps(rows, indent=2))
@@ -522,48 +543,6 @@ def _pixels(name: str, given: str | None) -> int | None:
     if not given.isdecimal() or not 1 <= int(given) <= MOST_PIXELS:
         raise UsageError(f"--{name} {given!r} must be a number of pixels from 1 to {MOST_PIXELS:,}, or none")
     return int(given)
-
-
-def _read_labels(path: str | None) -> list[str] | None:
-    if path is None:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"--labels {path!r} is no text in UTF-8: write a class a line") from error
-
-
-def _export(options: argparse.Namespace) -> None:
-    if options.format not in FORMATS:
-        raise unknown("format", options.format, FORMATS, where="--format")
-    if options.quantize is not None and options.quantize not in FORMATS[options.format]:
-        raise unknown("number format", options.quantize, FORMATS[options.format], where="--quantize")
-    if options.format != "coreml" and options.target:
-        raise UsageError("--target is for --format coreml: a .tflite file asks for no system")
-    if options.format != "tflite" and (options.keep_float or options.max_drop is not None):
-        raise UsageError("--keep-float and --max-drop are for --format tflite")
-    load_keras(debug=options.debug)
-    from keras_resnet.export import to_coreml, to_tflite
-    from keras_resnet.export.concrete import labels_of, open_model
-
-    labels = _read_labels(options.labels)
-    # Weights of other libraries are loaded here, for what is said of them is to be seen.
-    model = options.model if labels_of(options.model) else open_model(options.model)
-    with silenced(not options.debug):
-        same = ("calibration", "effort", "data", "author", "licence", "min_agreement")
-        common: dict[str, Any] = {"labels": labels, **{name: getattr(options, name) for name in same}}
-        if options.format == "coreml":
-            quantize = options.quantize or "float16"
-            artifact = to_coreml(model, options.out, quantize=quantize, target=options.target, **common)
-        else:
-            quantize = options.quantize or "int8"
-            kept = options.keep_float or ""
-            parts = kept if kept == "auto" else [part for part in kept.split(",") if part]
-            artifact = to_tflite(
-                model, options.out, quantize=quantize, keep_float=parts, max_drop=options.max_drop, **common
-            )
-    print(artifact.path)
 
 
 def _compress(options: argparse.Namespace) -> None:
@@ -613,20 +592,25 @@ def _verify(options: argparse.Namespace) -> None:
     if (options.model is None) != (options.data is None):
         raise UsageError("--model and --data go together: the network, and images to compare it and the file on")
     load_keras(debug=options.debug)
-    from keras_resnet.export import self_test, verify
+    from keras_resnet.export import Similarity, self_test, verify
 
     if options.model is None:
         test = self_test(options.file)
         if options.json:
             print(json.dumps({**dataclasses.asdict(test), "passed": test.passed}))
         else:
-            print(f"{test.agreeing} of {test.count} agree; largest difference of a score {test.largest_difference:.4f}")
+            print(f"{test.agreeing} of {test.count} agree; largest difference {test.largest_difference:.4f}")
         if not test.passed:
             raise ExportError(f"{options.file!r} does not answer here as it did when it was made")
         return
     found = verify(options.file, options.model, options.data, min_agreement=options.min_agreement)
     if options.json:
         print(json.dumps(found.as_json()))
+    elif isinstance(found, Similarity):
+        print(
+            f"cosine similarity {found.mean_cosine:.5f}, at worst {found.worst_cosine:.5f}, on {found.count:,} images "
+            f"of {found.data}"
+        )
     else:
         print(
             f"agreement {found.agreement:.2%} on {found.count:,} images of {found.data}; "

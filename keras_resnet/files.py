@@ -50,6 +50,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as (scratch,):
+        scratch.write_bytes(content)
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
@@ -115,3 +121,14 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if caught:
             raise KeyboardInterrupt
+
+
+def read_labels(path: str | None) -> list[str] | None:
+    """The lines of a text file, a label each; None for none. Raises InputError for what is no text."""
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--labels {path!r} is no text in UTF-8: write a class a line") from error

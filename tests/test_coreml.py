@@ -123,6 +123,7 @@ def test_a_package_asks_for_the_system_that_was_named(target: str, tmp_path: Pat
         ({"quantize": "int4", "target": "iOS16"}, "cannot hold 'int4' weights: iOS18 is the oldest that can"),
         ({"quantize": "int8", "target": "iOS15"}, "cannot hold 'int8' weights: iOS16"),
         ({"quantize": "w8a8"}, "needs calibration="),
+        ({"effort": "hgih"}, "unknown effort 'hgih'"),
     ],
 )
 def test_what_a_package_cannot_be_is_refused_before_anything_is_opened(
@@ -247,9 +248,32 @@ def test_a_killed_export_leaves_no_package(tmp_path: Path) -> None:
     network("basic").save(tmp_path / "a.keras")
     out = tmp_path / "out"
     command = [sys.executable, "-m", "keras_resnet.cli", "export", str(tmp_path / "a.keras"), "--format", "coreml"]
-    process = subprocess.Popen([*command, "--out", str(out / "a.mlpackage")], stderr=subprocess.DEVNULL)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [*command, "--out", str(out / "a.mlpackage")],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
     while not list(out.glob(".partial-*/*")) and process.poll() is None:  # the converter has begun to write
         os.sched_yield()
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
     assert [entry.name for entry in out.iterdir() if not entry.name.startswith(".")] == []
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_exports_of_several_processes_into_one_folder_do_not_disturb_one_another(tmp_path: Path) -> None:
+    models = {name: network(name) for name in ("basic", "bottleneck")}
+    processes = []
+    for name, model in models.items():
+        model.save(tmp_path / f"{name}.keras")
+        command = [sys.executable, "-m", "keras_resnet.cli", "export", str(tmp_path / f"{name}.keras")]
+        command += ["--format", "coreml", "--out", str(tmp_path / "out" / f"{name}.mlpackage")]
+        processes.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+    assert [process.wait(timeout=600) for process in processes] == [0, 0]
+    for name, model in models.items():
+        scores = open_package(tmp_path / "out" / f"{name}.mlpackage").answer(photographs(4))
+        assert np.abs(scores - scores_of(model)(photographs(4))).max() <= HALF
+    assert not [entry for entry in (tmp_path / "out").iterdir() if entry.name.startswith(".")]

@@ -32,9 +32,10 @@ from keras_resnet.export.latency import Latency
 from keras_resnet.export.metadata import check_labels
 from keras_resnet.export.npu import by_rules
 from keras_resnet.export.probe import probe
-from keras_resnet.export.tflite_graph import read_graph
+from keras_resnet.export.tflite_graph import Graph, Operation, read_graph
 from keras_resnet.export.verification import TfliteFile, compare
 from keras_resnet.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing, preprocess_input
+from keras_resnet.specs import VARIANTS, spec_of
 from keras_resnet.training import Images, open_images
 from keras_resnet.training.evaluation import scores_of
 from tests.pictures import colour_folder
@@ -46,6 +47,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "basic": {"variant": "resnet18", **SMALL},
     "bottleneck": {"variant": "resnet50", **SMALL},
     "grouped": {"variant": "resnet50", **SMALL, "groups": 4, "width_per_group": 32},
+    "wide": {"variant": "wide_resnet50_2", **SMALL},
     "stride on 1x1": {"variant": "resnet50_v1", **SMALL},
     "pre-activation": {"variant": "resnetv2_50", **SMALL},
     "pre-activation, stride last": {"variant": "resnet50_v2", **SMALL, "depths": (2, 2)},
@@ -179,8 +181,47 @@ def test_int8_files_of_every_family_hold_integers_alone_and_take_raw_bytes(
     graph, coverage = read_graph(file.content, "a"), probe(file.content, "a")
     assert coverage.partitions == 1
     assert [graph.operations[place].kind for place in coverage.outside] == ["QUANTIZE", "SOFTMAX", "QUANTIZE"]
+    assert needless_pads(graph) == []
     # Nothing that is documented speaks against a network of ours on any target.
     assert all(finding.takes_whole for finding in by_rules(graph))
+
+
+def needless_pads(graph: Graph) -> list[str]:
+    """Paddings of rows and columns that each convolution that reads them could do by itself, as padding SAME."""
+    found = []
+    for pad in graph.operations:
+        if pad.kind != "PAD" or (sides := pad.inputs[1].value) is None or sides[[0, 3]].any():
+            continue
+        readers = [one for one in graph.operations if pad.outputs[0] in one.inputs]
+        if all(reader.kind in ("CONV_2D", "DEPTHWISE_CONV_2D") and is_same(pad, reader, sides) for reader in readers):
+            found.append(str(pad))
+    return found
+
+
+def is_same(pad: Operation, reader: Operation, sides: np.ndarray) -> bool:
+    before, padded, after = pad.inputs[0].shape, pad.outputs[0].shape, reader.outputs[0].shape
+    kernel = reader.inputs[1].shape
+    for axis in (1, 2):
+        steps = [s for s in (1, 2) if (padded[axis] - kernel[axis]) // s + 1 == after[axis]]
+        total = [max((after[axis] - 1) * s + kernel[axis] - before[axis], 0) for s in steps]
+        same = [
+            s
+            for s, t in zip(steps, total, strict=True)
+            if after[axis] == -(-before[axis] // s) and sides[axis].tolist() == [t // 2, t - t // 2]
+        ]
+        if not same:
+            return False
+    return True
+
+
+STRUCTURE = ("block", "stem", "pool_padding", "padding", "stride_on", "stride_block", "shortcut", "preactivation")
+
+
+@pytest.mark.parametrize("field", STRUCTURE)
+def test_each_structure_of_the_table_is_in_the_family(field: str) -> None:
+    family = {getattr(spec_of(row["variant"]), field) for row in FAMILY.values()}
+    family |= {row[field] for row in FAMILY.values() if field in row}
+    assert family >= {getattr(spec, field) for spec in VARIANTS.values()}
 
 
 @pytest.mark.parametrize("quantize", ["float16", "dynamic"])

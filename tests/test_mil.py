@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_resnet.errors import InputError
 from keras_resnet.export import to_coreml
 from keras_resnet.export.mil import Package, layer_noise, open_package
-from keras_resnet.export.mil_ops import OPERATIONS
+from keras_resnet.export.mil_ops import OPERATIONS, rounded
 from keras_resnet.training.evaluation import scores_of
 from tests.test_export import network, photographs
 
@@ -103,6 +103,10 @@ CASES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "avg_pool, with padding": (
         pools("avg_pool", strides=[1, 1], pad_type="custom", pad=[1, 1, 0, 0], exclude_padding_from_average=False),
         lambda x: tf.nn.avg_pool2d(tf.pad(x, [[0, 0], [1, 1], [0, 0], [0, 0]]), (3, 2), 1, "VALID"),
+    ),
+    "avg_pool, sparse": (
+        lambda x: last(mb.avg_pool(x=first(x), kernel_sizes=[1, 1], strides=[2, 2], pad_type="valid")),
+        lambda x: x[:, ::2, ::2],
     ),
     "batch_norm": (
         lambda x: last(
@@ -237,11 +241,12 @@ def test_weights_are_decompressed_to_the_bits_that_coremltools_gives(form: str, 
     package = open_package(tmp_path / "a.mlpackage")
     pixels = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32)
     ours = {step.name: value for step, value in package.replay(pixels) if step.kind.startswith("constexpr_")}
+    declared = {step.name: step.dtype for step in package.steps}
     theirs = weights_of(tmp_path / "a.mlpackage")
     assert ours.keys() == theirs.keys()
     assert len(ours) == 1
     for name, value in theirs.items():
-        assert ours[name].dtype == value.dtype
+        assert declared[name] == value.dtype
         assert np.array_equal(ours[name], value)
 
 
@@ -317,6 +322,46 @@ def test_a_planted_fault_shows_first_at_its_layer(plant: Callable[[Package], Non
     plant(package)
     noise = layer_noise(package, model, photographs(8))
     assert next(name for name, value in noise.items() if value > 1e-4) == layer
+
+
+def _palette(package: Package) -> None:
+    lut = _packed(package, "stage2_block1_bn1", "lut")
+    lut[:] = lut[::-1].copy()  # each weight looks up another
+
+
+def _steps_of_weights(package: Package) -> None:
+    scale = _packed(package, "stage2_block1_bn1", "scale")
+    scale[0] *= 2
+
+
+def _packed(package: Package, layer: str, name: str) -> np.ndarray:
+    [step] = [step for step in package.steps if f"_{layer}_" in step.name and step.kind == "conv"]
+    [source] = [other for other in package.steps if other.name == step.inputs["weight"].name]
+    source.inputs[name] = source.inputs[name].copy()
+    return source.inputs[name]
+
+
+@pytest.mark.parametrize(("form", "plant"), [("palette6", _palette), ("int8", _steps_of_weights)])
+def test_a_fault_in_packed_weights_shows_first_at_its_layer(
+    form: str, plant: Callable[[Package], None], tmp_path: Path
+) -> None:
+    model, pixels = network("basic", widths=(32, 64)), photographs(8)
+    path = to_coreml(model, tmp_path / "a.mlpackage", quantize=form).path
+    plain, harmed = open_package(path), open_package(path)
+    plant(harmed)
+    usual, noise = layer_noise(plain, model, pixels), layer_noise(harmed, model, pixels)
+    # Packed weights are never those of the network: what is more than usual is the fault.
+    assert next(name for name in noise if noise[name] > 2 * usual[name]) == "stage2_block1_bn1"
+
+
+def test_rounding_is_numpys() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    finite = bits[np.isfinite(bits)]
+    between = np.random.default_rng(0).uniform(0.999, 1.001, (7, len(finite))).astype(np.float32) * finite
+    for x in (bits, between, between.T, between[:, ::3], np.float32(70_000), np.float32(1e-7)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            expected = np.asarray(x).astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(rounded(np.asarray(x), np.dtype(np.float16)), expected)
 
 
 def test_an_operation_that_is_not_known_is_named(tmp_path: Path) -> None:

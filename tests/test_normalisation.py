@@ -230,6 +230,7 @@ def test_one_step_from_equal_weights_gives_kerass_gradients_and_statistics(case:
     assert_equal_step(fuse(smooth(model)), smooth(model))
 
 
+@pytest.mark.slow
 def test_xla_compiles_the_step_to_the_same() -> None:
     model = network()
     assert_equal_step(fuse(smooth(model)), smooth(model), jit_compile=True)
@@ -240,7 +241,7 @@ def test_fit_goes_down_kerass_way() -> None:
     assert fit(fused, 3) == pytest.approx(fit(stock_copy(network()), 3), rel=1e-3)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_mixed_precision_trains_to_kerass_losses(policy: str) -> None:
     keras.config.set_dtype_policy(policy)
     fused = network(side=8)  # float16 is slow on a processor

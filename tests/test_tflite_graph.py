@@ -315,6 +315,9 @@ def test_a_test_inside_a_file_that_asks_for_endless_memory_is_refused() -> None:
     test = f'{{"factor": 100000000, "height": 8, "width": 8, "pictures": [{picture}]}}'.encode()
     with pytest.raises(InputError, match="of another size"):
         replay(test, lambda pixels: np.ones((1, 1), np.float32), (8, 8), "a")
+    for wrong in (b'"factor": Infinity', b'"factor": 1, "tolerance": ' + b"9" * 400):
+        with pytest.raises(InputError, match="is damaged"):
+            replay(test.replace(b'"factor": 100000000', wrong), lambda pixels: np.ones((1, 1), np.float32), (8, 8), "a")
     with pytest.raises(InputError, match="is damaged"):
         replay(b"[" * 100_000, lambda pixels: np.ones((1, 1), np.float32), (8, 8), "a")
 

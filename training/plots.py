@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,19 +20,40 @@ def check_installed() -> None:
     _figure(1, 1)
 
 
-def curves(history: list[dict[str, float]], names: Sequence[str] = ("loss", "accuracy"), kind: str = "png") -> bytes:
-    """The named quantities over the epochs, in training and validation, side by side; kind: "png" or "svg"."""
+def curves(history: list[dict[str, float]], names: Sequence[str] = (), kind: str = "png") -> bytes:
+    """The named quantities over the epochs, in training and validation, side by side; kind: "png" or "svg".
+
+    Default: loss, accuracy, and the learning rate where the history has it.
+    """
+    names = names or ["loss", "accuracy", *(name for name in history[0] if name == "learning_rate")]
     figure = _figure(4.5 * len(names), 3.2)
     epochs = [int(row["epoch"]) for row in history]
     for place, name in enumerate(names, start=1):
         axes = figure.add_subplot(1, len(names), place)
-        axes.plot(epochs, [row[name] for row in history], label="training")
-        axes.plot(epochs, [row[f"val_{name}"] for row in history], label="validation")
-        axes.set(xlabel="epoch", ylabel=name)
+        for column, label in ((name, "training"), (f"val_{name}", "validation")):
+            if column in history[0]:
+                axes.plot(epochs, [row[column] for row in history], label=label)
+        axes.set(xlabel="epoch", ylabel=name.replace("_", " "))
         axes.locator_params(axis="x", integer=True)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        if f"val_{name}" in history[0]:
+            axes.legend(frameon=False)
     return _bytes(figure, kind)
+
+
+def together(histories: Mapping[str, list[dict[str, float]]], name: str = "val_accuracy") -> bytes:
+    """PNG: one quantity over the epochs of several runs, by name, each with an epoch or more."""
+    figure = _figure(7.5, 4.5)
+    axes = figure.add_subplot()
+    for run, history in histories.items():
+        label = run.replace("$", r"\$").lstrip("_")  # which would hide it
+        epochs, values = [int(row["epoch"]) for row in history], [row[name] for row in history]
+        axes.plot(epochs, values, label=label, marker="." if len(values) == 1 else None)
+    axes.set(xlabel="epoch", ylabel=name.replace("val_", "validation "))
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    return _bytes(figure, "png")
 
 
 def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], kind: str = "png") -> bytes:
@@ -52,6 +73,22 @@ def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], kind: str
                 axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black", size=8)
     axes.set(xlabel="answer", ylabel="truth")
     return _bytes(figure, kind)
+
+
+def reliability(bins: Sequence[tuple[int, float, float]]) -> bytes:
+    """PNG: accuracy over confidence, bins as `Evaluation.reliability` has them, and how many images each holds."""
+    counts, confidence, accuracy = np.asarray(bins, np.float64).T
+    error = float(np.average(np.abs(confidence - accuracy), weights=counts))
+    figure = _figure(4.5, 5.2)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
+    above.plot(confidence, accuracy, marker="o", label=f"observed, error {error:.2%}")
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    above.grid(alpha=0.3)
+    above.legend(frameon=False, loc="upper left")
+    below.bar(confidence, counts, width=0.04)
+    below.set(xlabel="confidence", ylabel="images", yscale="log")
+    return _bytes(figure, "png")
 
 
 def grid(pictures: Sequence[Any], captions: Sequence[str], columns: int = 5) -> bytes:

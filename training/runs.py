@@ -155,6 +155,43 @@ def open_run(
     return run
 
 
+def runs_in(folder: str | os.PathLike[str]) -> list[Run]:
+    """The run folders in a folder, by name. Raises InputError where it does not exist."""
+    if not Path(folder).is_dir():
+        raise InputError(f"folder {str(folder)!r} of runs does not exist: give one that holds run folders")
+    return [Run(description.parent) for description in sorted(Path(folder).glob("*/run.json"))]
+
+
+def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row a run: how far it is, its best validation accuracy, the accuracy it ended with, and what sets it apart.
+
+    Accuracies are fractions; None stands for what is not there yet. differs: the fields of the recipe, besides those
+    with a column, in which the runs are not all the same. A run that cannot be read hides no other.
+    """
+    rows, recipes = [], []
+    for run in runs:
+        row = dict.fromkeys(("run", "state", "variant", "epochs", "of", "val_accuracy", "top1", "low", "high"))
+        row |= {"run": str(run.folder), "state": "complete" if run.is_complete else "not complete"}
+        recipe: dict[str, Any] = {}
+        try:
+            recipe, history = dataclasses.asdict(run.recipe), run.read_history()
+            row |= {"variant": recipe["variant"], "epochs": len(history), "of": recipe["epochs"]}
+            row["val_accuracy"] = max((epoch["val_accuracy"] for epoch in history), default=None)
+            if run.is_complete:
+                found = run.read_evaluation()
+                row |= {"top1": found["top1"], "low": found["interval"][0], "high": found["interval"][1]}
+        except (InputError, KeyError, ValueError, TypeError, AttributeError):
+            row |= {"state": "cannot be read", "epochs": None}
+        rows.append(row)
+        recipes.append(recipe)
+    read = [recipe for recipe in recipes if recipe]
+    other = [name for name in (read[0] if read else ()) if any(one[name] != read[0][name] for one in read)]
+    for row, recipe in zip(rows, recipes, strict=True):
+        named = [f"{name}={recipe[name]}" for name in other if recipe and name not in ("variant", "epochs")]
+        row["differs"] = " ".join(named)
+    return rows
+
+
 def check_same(run: Run, part: str, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
     """Raise InputError, which says what differs, where the recipe or data of a run is not what it was."""
     for key, value in now.items():

@@ -1,0 +1,88 @@
+"""What it costs to make a Core ML package: seconds, memory above the loaded network, what is left behind.
+
+    python -m benchmarks.coreml_cost --variants resnet50 resnet152 --forms float16 int8
+
+Each export runs in a process of its own, on random weights, without calibration images. "loaded" is the resident memory
+of that process once the network is built, "peak" the most that it ever held afterwards; "left" counts the files in its
+temporary folder at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def resident_mb(field: str) -> float:
+    """VmRSS, what this process holds, or VmHWM, the most that it held; Linux alone."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def export(variant: str, form: str, path: str) -> None:
+    """Build and export in this process, and print what it took as JSON."""
+    import keras_resnet
+    from keras_resnet.export import to_coreml
+    from keras_resnet.export.artifact import size_of
+
+    model = keras_resnet.build(variant)
+    loaded = resident_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the most from here on
+    start, computing = time.perf_counter(), time.process_time()
+    artifact = to_coreml(model, path, quantize=form)
+    found = {
+        "seconds": time.perf_counter() - start,
+        "cpu_s": time.process_time() - computing,
+        "loaded_mb": loaded,
+        "peak_mb": resident_mb("VmHWM"),
+        "size_mb": size_of(artifact.path) / 1e6,
+    }
+    print(json.dumps(found))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--variants", nargs="*", default=["resnet50", "resnet152"])
+    parser.add_argument("--forms", nargs="*", default=["float16", "int8"])
+    parser.add_argument("--export", nargs=3, help=argparse.SUPPRESS)  # what the processes are started with
+    options = parser.parse_args()
+    if options.export:
+        export(*options.export)
+        return 0
+    print("| network | form | seconds | CPU seconds | loaded, MB | peak, MB | above, MB | package, MB | left |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    for variant in options.variants:
+        for form in options.forms:
+            with tempfile.TemporaryDirectory() as folder:
+                temporary = Path(folder) / "temporary"
+                temporary.mkdir()
+                command = [sys.executable, "-m", "benchmarks.coreml_cost", "--export", variant, form]
+                done = subprocess.run(
+                    [*command, str(Path(folder) / "out" / "a.mlpackage")],
+                    env={**os.environ, "TMPDIR": str(temporary)},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                )
+                found = json.loads(done.stdout.splitlines()[-1])
+                left = sum(1 for _ in temporary.rglob("*"))
+            above = found["peak_mb"] - found["loaded_mb"]
+            print(
+                f"| `{variant}` | {form} | {found['seconds']:.0f} | {found['cpu_s']:.0f} | {found['loaded_mb']:,.0f} | "
+                f"{found['peak_mb']:,.0f} | {above:,.0f} | {found['size_mb']:.1f} | {left} |",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -110,7 +110,7 @@ class Session:
     def size_bytes(self) -> int:
         """Of a checkpoint, about."""
         groups = (variable for group in self.groups.values() for variable in group)
-        return sum(8 * math.prod(variable.shape) for variable in groups) // 2  # nearly all is float32
+        return sum(4 * math.prod(variable.shape) for variable in groups)  # nearly all is float32
 
     def ends_epoch(self, step: int) -> bool:
         """Whether an epoch, perhaps cut short by the end of the run, ends behind so many steps."""

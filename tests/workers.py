@@ -72,8 +72,14 @@ def main(steps: int, precision: str, changes: dict[str, Any], out: str) -> None:
     from keras_resnet.training.strategy import open_place
 
     place = open_place()
-    settings = {"network": {"momentum": 0.5}, "image_size": 16, "batch_size": 32, "augmentation": "affine", "epochs": 9}
-    recipe = Recipe("cifar_resnet8", **{**settings, "learning_rate": 0.05, "warmup_epochs": 0.0, **changes})
+    settings = {
+        "network": {"momentum": 0.5},
+        "image_size": 16,
+        "batch_size": 32,
+        "augmentation": "affine",
+        "epochs": 12,
+    }
+    recipe = Recipe("cifar_resnet8", **{**settings, "learning_rate": 0.05, "augmentation": "affine", **changes})
     object.__setattr__(recipe, "precision", precision)  # float64, for which no recipe is
     training, held_out, *_ = open_images("digits").balanced_sample(2 * COUNT).split(0.5)
     session = open_session(recipe, training, held_out, place)

@@ -52,7 +52,7 @@ class Effort:
     steps: int
 
 
-EFFORTS: Mapping[str, Effort] = {"low": Effort(0, 0), "normal": Effort(4096, 40), "high": Effort(32768, 160)}
+EFFORTS: Mapping[str, Effort] = {"low": Effort(0, 0), "normal": Effort(4096, 0), "high": Effort(32768, 24)}
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: 
 
     bits: of activations; with more than 8 they are taken as exact. effort: a name of `EFFORTS`. The ranges leave the
     least squared error (`clipped_range`); weights are rounded by `round_weights` on what the quantised layers in front
-    give, and every bias corrected by the mean error that this leaves; then all ranges move together (`tuned_ranges`).
+    give, and every bias corrected by the mean error that this leaves; with effort "high" all ranges then move together
+    (`tuned_ranges`).
     Leaves the graph as it is.
     Raises InputError where an activation is not finite.
     """

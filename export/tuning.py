@@ -17,7 +17,7 @@ from keras_resnet.depth import recursion_room
 from keras_resnet.export.graph import rebuild, sources
 
 LEVELS = 255
-BATCH = 4
+BATCH, GATHERED = 4, 2  # images at a time, for memory; batches a step, for each alone says little
 RATE = 0.02  # Adam's: about what a range may change by in a step, as a share of it
 JUDGED = 32  # images on which the new ranges must be better than the old ones
 
@@ -34,7 +34,7 @@ def tuned_ranges(
     """The ranges of a simplified graph, each wider or narrower, that bring its answers nearest to those in float.
 
     ranges, weights: by layer, what `calibrate` measured; inputs: as the graph takes them, float32 [n, h, w, 3]; steps:
-    of Adam, a batch each; fixed: the range that a format prescribes and that stays. So does that of the answers. The
+    of Adam; fixed: the range that a format prescribes and that stays. So does that of the answers. The
     share of a range below zero stays what it was. Where nothing is gained the ranges come back as they are.
     """
     with recursion_room(2 * len(graph.layers)):
@@ -80,8 +80,9 @@ def tuned_ranges(
     schedule = keras.optimizers.schedules.CosineDecay(RATE, steps)
     optimizer = keras.optimizers.Adam(schedule)
     for step in range(steps):
-        i = step % len(batches)
-        optimizer.apply([gradient(tf.constant(batches[i]), answers[i])], [logs])
+        places = [(GATHERED * step + i) % len(batches) for i in range(GATHERED)]
+        slopes = [gradient(tf.constant(batches[place]), answers[place]) for place in places]
+        optimizer.apply([tf.add_n(slopes) / GATHERED], [logs])
     if not error() < before:
         return dict(ranges)
     widths = np.exp(logs.numpy().astype(np.float64))

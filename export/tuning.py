@@ -37,12 +37,14 @@ def tuned_ranges(
     of Adam; fixed: the range that a format prescribes and that stays. So does that of the answers. The
     share of a range below zero stays what it was. Where nothing is gained the ranges come back as they are.
     """
+    if not steps:
+        return dict(ranges)
     with recursion_room(2 * len(graph.layers)):
         trunk, distance = _scores_and_distance(graph)
     answer = trunk.output_names[0]
     inner = {layer.name for layer in trunk.layers} - {answer}
     names = [name for name, bounds in ranges.items() if name in inner and bounds != fixed]
-    if not names or not steps:
+    if not names:
         return dict(ranges)
     widths = np.asarray([ranges[name][1] - ranges[name][0] for name in names]) / LEVELS
     zeros = np.rint([-ranges[name][0] / width for name, width in zip(names, widths, strict=True)])

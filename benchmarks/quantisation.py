@@ -3,8 +3,7 @@
     python -m benchmarks.quantisation resnet18:FILE.safetensors --calibration calib200.tar --data val1000.tar
 
 Images are read by their class folders' numbers and cropped at (1, 1), not resized. "plain recipe" is TensorFlow's own:
-the Keras model, its normalisation folded with black borders, minimum and maximum of the same images. "coreml:int8" and
-the like are Core ML packages, replayed; "coreml:int8:plain" without calibration images, as coremltools does it alone.
+the Keras model, its normalisation folded with black borders, minimum and maximum of the same images.
 "int8:stem,head" keeps these parts in floating point; seconds are then those behind the first int8 row.
 """
 
@@ -16,11 +15,8 @@ import os
 import resource
 import sys
 import tarfile
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -30,18 +26,13 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_resnet
-from keras_resnet.export import to_coreml
-from keras_resnet.export.artifact import size_of
 from keras_resnet.export.concrete import Normalisation, concrete_function, fold
-from keras_resnet.export.mil import open_package
 from keras_resnet.export.tflite import FORMS, Prepared, build, prepare
 from keras_resnet.export.verification import TfliteFile
 from keras_resnet.preprocessing import Preprocessing, preprocessing_of
-from keras_resnet.training import Images
 from keras_resnet.training.evaluation import scores_of
 
-PLAIN, COREML = "plain recipe", "coreml:"
-Answers = Callable[[np.ndarray], np.ndarray]
+PLAIN = "plain recipe"
 
 
 def read(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,19 +60,6 @@ def plain(model: keras.Model, pixels: np.ndarray) -> bytes:
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.uint8
     return bytes(converter.convert())
-
-
-def core_ml(model: keras.Model, form: str, calibration: np.ndarray, effort: str) -> tuple[int, Answers]:
-    """Size in bytes and answers of a package, form: "int8" or "int8:plain"."""
-    name, _, is_plain = form.partition(":")
-    classes = tuple(map(str, range(model.outputs[0].shape[-1])))
-    images = Images("calibration", classes, np.zeros(len(calibration), int), list(calibration), Image.fromarray)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.mlpackage"
-        # What is measured here shall not be refused for what it is.
-        with mock.patch("keras_resnet.export.verification.MIN_AGREEMENT", 0.0):
-            to_coreml(model, path, quantize=name, calibration=None if is_plain else images, effort=effort)
-        return size_of(path), open_package(path).answer
 
 
 def paired_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -114,20 +92,15 @@ def main() -> int:
     prepared: dict[str, Prepared] = {}
     for form in options.forms:
         start = time.perf_counter()
-        answer: Answers
-        if form.startswith(COREML):
-            size, answer = core_ml(model, form.removeprefix(COREML), calibration, options.effort)
-        else:
-            is_plain = form == PLAIN
-            name, _, kept = form.partition(":")
-            if not is_plain and name not in prepared:
-                prepared[name] = prepare(model, preprocessing, FORMS[name], calibration, options.effort)
-            content = (
-                plain(model, calibration)
-                if is_plain
-                else build(prepared[name], FORMS[name], kept.split(",") if kept else ())
-            )
-            size, answer = len(content), TfliteFile(content, form, threads=os.cpu_count() or 1).scores
+        name, _, kept = form.partition(":")
+        if form != PLAIN and name not in prepared:
+            prepared[name] = prepare(model, preprocessing, FORMS[name], calibration, options.effort)
+        content = (
+            plain(model, calibration)
+            if form == PLAIN
+            else build(prepared[name], FORMS[name], kept.split(",") if kept else ())
+        )
+        size, answer = len(content), TfliteFile(content, form, threads=os.cpu_count() or 1).scores
         taken = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         answers = answer(pixels).argmax(1)

@@ -107,8 +107,8 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
 
 
-def artifact_page(manifest: Mapping[str, Any]) -> str:
-    """The page of one exported file, from its manifest."""
+def artifact_page(manifest: Mapping[str, Any], *more: str) -> str:
+    """The page of one exported file, from its manifest; more: sections (HTML) that stand behind what it says."""
     contract, calibration, found = manifest["contract"], manifest["calibration"], manifest["verification"]
     about = {
         "file": manifest["file"],
@@ -124,10 +124,13 @@ def artifact_page(manifest: Mapping[str, Any]) -> str:
             "Contract",
             facts({f"{side} {name}": what for side in ("input", "output") for name, what in contract[side].items()}),
         ),
-        section("How well it answers", verification_table(found, manifest["accuracy_verified"])),
+        section("How near its embeddings are to the network's", similarity_table(found))
+        if manifest["answers"] == "embedding"
+        else section("How well it answers", verification_table(found, manifest["accuracy_verified"])),
         *price_section(manifest.get("in_float")),
         *noise_section(found),
-        section("Labels", f"<p>{escape(', '.join(manifest['labels'][:100]))}</p>"),
+        *more,
+        *([section("Labels", f"<p>{escape(', '.join(labels[:100]))}</p>")] if (labels := manifest["labels"]) else []),
         section("Made with", facts(manifest["versions"])),
     ]
     return page(manifest["file"], *sections)
@@ -158,6 +161,25 @@ def verification_table(found: Mapping[str, Any] | None, accuracy_verified: bool)
             "latency where it was exported, one thread": how_fast,
         }
     )
+
+
+def similarity_table(found: Mapping[str, Any] | None) -> str:
+    """How near the embeddings of a file are to its network's, or plainly that nobody looked."""
+    if found is None:
+        return "<p>Not run here: how near they are is not verified.</p>"
+    latency = found["latency"]
+    rows = {
+        f"images of {found['data']}": f"{found['count']:,}",
+        "cosine similarity, mean": f"{found['mean_cosine']:.5f}",
+        "cosine similarity, worst": f"{found['worst_cosine']:.5f}",
+        "largest difference of a number": f"{found['largest_difference']:.4f}",
+        "latency where it was exported, one thread": "not run here"
+        if latency is None
+        else f"{latency['median_ms']:.2f} ms, median of {latency['runs']}",
+    }
+    if kernels := found["kernels"]:
+        rows["accelerated and reference kernels"] = f"{kernels['agreeing']} of {kernels['count']} images agree"
+    return facts(rows)
 
 
 def price_section(kept: Mapping[str, Any] | None) -> list[str]:

@@ -16,8 +16,6 @@ import numpy as np
 from keras_resnet.export import report
 from keras_resnet.export.snippets import snippets
 
-END = "\n</body>"
-
 
 def page(
     manifest: Mapping[str, Any],
@@ -34,50 +32,7 @@ def page(
         *in_an_app(manifest),
         *report.graph_section(operations),
     ]
-    more = "".join(f"\n{section}" for section in sections)
-    whole = embedding_page(manifest) if manifest["answers"] == "embedding" else report.artifact_page(manifest)
-    return whole.replace(END, more + END)
-
-
-def embedding_page(manifest: Mapping[str, Any]) -> str:
-    """The page of a file that has no classes."""
-    contract, calibration, found = manifest["contract"], manifest["calibration"], manifest["verification"]
-    about = {
-        "file": manifest["file"],
-        "format": manifest["format"],
-        "size": report.size(manifest["size_bytes"]),
-        "SHA-256": manifest["sha256"],
-        "network": f"{manifest['model']['name']}, {manifest['model']['parameters']:,} parameters",
-        "calibrated on": f"{calibration['count']} images of {calibration['data']}" if calibration else "nothing",
-    }
-    sides = {f"{side} {name}": what for side in ("input", "output") for name, what in contract[side].items()}
-    return report.page(
-        manifest["file"],
-        report.section("The file", report.facts(about)),
-        report.section("Contract", report.facts(sides)),
-        report.section("How near its embeddings are to the network's", _similarity(found)),
-        *report.price_section(manifest.get("in_float")),
-        *report.noise_section(found),
-        report.section("Made with", report.facts(manifest["versions"])),
-    )
-
-
-def _similarity(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "<p>Not run here: how near they are is not verified.</p>"
-    latency = found["latency"]
-    rows = {
-        f"images of {found['data']}": f"{found['count']:,}",
-        "cosine similarity, mean": f"{found['mean_cosine']:.5f}",
-        "cosine similarity, worst": f"{found['worst_cosine']:.5f}",
-        "largest difference of a number": f"{found['largest_difference']:.4f}",
-        "latency where it was exported, one thread": "not run here"
-        if latency is None
-        else f"{latency['median_ms']:.2f} ms, median of {latency['runs']}",
-    }
-    if kernels := found["kernels"]:
-        rows["accelerated and reference kernels"] = f"{kernels['agreeing']} of {kernels['count']} images agree"
-    return report.facts(rows)
+    return report.artifact_page(manifest, *sections)
 
 
 # Vision --------------------------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument(
         "--strategy",
         default="auto",
-        help="auto (default): all GPUs and all machines that are named; single, mirrored, workers, tpu",
+        help="auto (default), single, mirrored, workers or tpu",
     )
     one.add_argument(
         "--set",
@@ -160,7 +160,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         metavar="FIELD=VALUE",
         help="any field of the recipe: mixup=0.2, ema=0.999",
     )
-    _recipe_options(one, ("image_size", "epochs", "batch_size", "learning_rate", "seed"))
+    _recipe_options(one, ("image_size", "epochs", "batch_size", "learning_rate", "precision", "seed"))
 
     one = verb(
         "data",

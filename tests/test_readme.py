@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,19 @@ def test_the_table_of_variants_is_complete_and_its_figures_are_the_published_one
 def test_every_verb_that_the_readme_names_is_there(verb: str) -> None:
     _, verbs = cli._parser()
     assert verb in verbs
+
+
+def documented() -> list[str]:
+    """Every command of the README and of the scripts of examples/, without its comment and what follows a pipe."""
+    scripts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "examples").glob("*.sh"))]
+    blocks = [*re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL), *(text.replace("\\\n", " ") for text in scripts)]
+    return [line for block in blocks for line in block.splitlines() if line.startswith("keras-resnet ")]
+
+
+@pytest.mark.parametrize("command", documented())
+def test_every_command_that_the_readme_shows_is_understood(command: str) -> None:
+    _, *words = shlex.split(command, comments=True)
+    assert cli._parse(words).verb == words[0]
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 KINDS = [kind for kind in WRITERS if kind != "pth" or HAS_TORCH]
 
 
-def fuzz(count: int, *kinds: str, limit_s: float) -> None:
-    """Run a process over damaged files; a crash or an endless loop ends it with another code than 0."""
+def fuzz(count: int, *kinds: str, limit_s: float) -> list[dict[str, Any]]:
+    """What a process over damaged files found, by kind; a crash or an endless loop ends it with another code than 0."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzzing", "0", str(count), *kinds],
         cwd=ROOT,
@@ -41,21 +41,23 @@ def fuzz(count: int, *kinds: str, limit_s: float) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [result["kind"] for result in found] == list(kinds)
-    for result in found:
-        assert result["others"] == {}, result
-        assert result["good file loads"], result
-        assert result["refused"] + result["loaded"] == count
-        assert result["refused"] > count / 3, result
+    return found
+
+
+def is_sound(result: dict[str, Any], count: int) -> bool:
+    """Whether damaged files were refused by our own errors or loaded, a good part of them refused."""
+    all_told = result["refused"] + result["loaded"] == count
+    return result["others"] == {} and result["good file loads"] and all_told and result["refused"] > count / 3
 
 
 def test_hundreds_of_damaged_files_load_or_are_refused() -> None:
-    fuzz(60, *KINDS, limit_s=600)
+    assert [result for result in fuzz(60, *KINDS, limit_s=600) if not is_sound(result, 60)] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_thousands_of_damaged_files_load_or_are_refused(kind: str) -> None:
-    fuzz(3000, kind, limit_s=3600)
+    assert [result for result in fuzz(3000, kind, limit_s=3600) if not is_sound(result, 3000)] == []
 
 
 # Files that were made to do harm -------------------------------------------------------------------------------------

@@ -84,11 +84,43 @@ def plain(model: keras.Model, form: Form, calibration: np.ndarray, path: Path) -
         function = concrete_function(graph, None)
         package = coreml.convert(coremltools, function, normalisation, labels, form.precision, system)
         if form.activations:
-            with mock.patch("keras_resnet.export.mil.clipped_range", lambda x: (float(x.min()), float(x.max()))):
-                package = coreml._in_eight_bits(
-                    coremltools, package, calibration, path.with_name("a.mlpackage"), system
-                )
+            package = plain_activations(coremltools, package, calibration, path.with_name("a.mlpackage"), system)
         coreml._compress(coremltools, package, form).save(str(path))
+
+
+def plain_activations(coremltools: Any, package: Any, pixels: np.ndarray, scratch: Path, system: str) -> Any:
+    """What `coremltools.optimize.coreml.linear_quantize_activations` does, which runs on macOS alone.
+
+    Its own passes, with the least and the greatest of each value as ranges, of which the replay learns.
+    """
+    from coremltools.converters.mil.frontend.milproto.load import load
+    from coremltools.converters.mil.mil.passes.graph_pass import PassOption
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    package.save(str(scratch))
+    seen: dict[str, dict[str, float]] = {}
+    replayed = open_package(scratch)
+    for image in pixels:
+        for step, value in replayed.replay(image[None]):
+            if step.dtype is not None and step.dtype.kind == "f":
+                bounds = seen.setdefault(step.name, {"rmin": np.inf, "rmax": -np.inf})
+                bounds["rmin"] = min(bounds["rmin"], float(value.min()))
+                bounds["rmax"] = max(bounds["rmax"], float(value.max()))
+    optimize = coremltools.optimize.coreml
+    config = optimize.OptimizationConfig(global_config=optimize.OpLinearQuantizerConfig(**SYMMETRIC))
+    passes = []
+    for side in ("prefix", "suffix"):
+        one = PASS_REGISTRY[f"compression::insert_{side}_quantize_dequantize_pair"]
+        one.set_options([PassOption("config", config), PassOption("activation_stats", seen)])
+        passes.append(one)
+    passes.append(PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
+    return coremltools.models.utils._apply_graph_pass(
+        package,
+        passes,
+        spec_version=coremltools.target[system].value,
+        pymil_load_func=load,
+        skip_model_load=True,
+    )
 
 
 def measured(path: Path, pixels: np.ndarray) -> dict[str, Any]:

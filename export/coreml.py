@@ -39,7 +39,7 @@ from keras_resnet.export.concrete import (
 from keras_resnet.export.evidence import gather
 from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.metadata import describe
-from keras_resnet.export.mil import activation_ranges, open_package
+from keras_resnet.export.mil import open_package
 from keras_resnet.export.targets import targets_of_package
 from keras_resnet.export.verification import Similarity, Verification, check_share, verify_package
 from keras_resnet.training.data import Images
@@ -142,9 +142,10 @@ def to_coreml(
     if interface is not None and interface not in INTERFACES:
         raise unknown("interface", interface, INTERFACES, where="interface=")
     place = check_target(path, ".mlpackage")
-    if form.activations and calibration is None:
-        raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     model = open_model(source)
+    learned = learned_ranges(model)
+    if form.activations and calibration is None and not learned:
+        raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     preprocessing = check_exportable(model)
     model = answering(model, scores)
     interface = _interface(interface, model)
@@ -153,11 +154,15 @@ def to_coreml(
     # The image input of Core ML takes one scale for all channels, so each channel's own part goes into the stem.
     whole = exact_normalisation(preprocessing)
     normalisation = Normalisation(whole.shift, (1 / preprocessing.scale,) * len(whole.shift))
-    graph = fold(model, normalisation)
-    if learned_ranges(model):  # Core ML has no such operation; weights that were trained for 8 bits stay
+    graph, ranges = fold(model, normalisation), dict(learned)
+    if learned:  # its weights were trained for 8 bits, and stay
         graph = simplify(graph)
     elif form.rounded and pixels is not None:
-        graph = _rounded(graph, pixels, normalisation, 8 if form.activations else 16, effort)
+        inputs = (pixels - np.asarray(normalisation.shift, np.float32)) * np.asarray(normalisation.scale, np.float32)
+        simple = simplify(graph)
+        measured = calibrate(simple, inputs, bits=8 if form.activations else 16, effort=effort)
+        graph, ranges = quantised(simple, {}, measured.weights), dict(measured.ranges)
+    ranges["image"] = _range_of_pixels(normalisation)
     for layer in graph.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:
             layer.convolution_op = _plain_convolution(layer)
@@ -194,9 +199,8 @@ def to_coreml(
                 names if interface == CLASSIFIER else None,
                 form.precision,
                 system,
+                ranges if form.activations else None,
             )
-            if form.activations and pixels is not None:
-                package = _in_eight_bits(coremltools, package, pixels, scratch.with_name("float.mlpackage"), system)
             if form.compress is not None:
                 package = _compress(coremltools, package, form)
             if interface != CLASSIFIER:
@@ -252,39 +256,10 @@ def _check_form(quantize: str, target: str | None) -> tuple[Form, str]:
     return form, system
 
 
-def _rounded(
-    graph: keras.Model, pixels: np.ndarray, normalisation: Normalisation, bits: int, effort: str
-) -> keras.Model:
-    """The graph with weights that are rounded to 8 bits so that its answers change least."""
-    inputs = (pixels - np.asarray(normalisation.shift, np.float32)) * np.asarray(normalisation.scale, np.float32)
-    simple = simplify(graph)
-    return quantised(simple, {}, calibrate(simple, inputs, bits=bits, effort=effort).weights)
-
-
-def _in_eight_bits(coremltools: Any, package: Any, pixels: np.ndarray, scratch: Path, system: str) -> Any:
-    """The program with its activations rounded to 8 bits, in ranges that its replay on the images gives."""
-    from coremltools.converters.mil.frontend.milproto.load import load
-    from coremltools.converters.mil.mil.passes.graph_pass import PassOption
-    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
-
-    package.save(str(scratch))
-    ranges = activation_ranges(open_package(scratch), pixels)
-    statistics = {name: {"rmin": low, "rmax": high} for name, (low, high) in ranges.items()}
-    optimize = coremltools.optimize.coreml
-    config = optimize.OptimizationConfig(global_config=optimize.OpLinearQuantizerConfig(**_SYMMETRIC))
-    passes = []
-    for side in ("prefix", "suffix"):
-        one = PASS_REGISTRY[f"compression::insert_{side}_quantize_dequantize_pair"]
-        one.set_options([PassOption("config", config), PassOption("activation_stats", statistics)])
-        passes.append(one)
-    passes.append(PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
-    return coremltools.models.utils._apply_graph_pass(  # the public way measures the ranges by running on macOS
-        package,
-        passes,
-        spec_version=coremltools.target[system].value,
-        pymil_load_func=load,
-        skip_model_load=True,
-    )
+def _range_of_pixels(normalisation: Normalisation) -> tuple[float, float]:
+    """Of 0..255 in every channel, once normalised."""
+    shift, scale = np.asarray(normalisation.shift), np.asarray(normalisation.scale)
+    return float((-shift * scale).min()), float(((255 - shift) * scale).max())
 
 
 def _compress(coremltools: Any, package: Any, form: Form) -> Any:
@@ -301,16 +276,21 @@ def convert(
     labels: Sequence[str] | None,
     precision: str,
     system: str = DEFAULT_TARGET,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Any:
     """Run coremltools on a concrete function that reads (pixels - shift) * scale; returns its MLModel.
 
-    normalisation: None for one that reads pixels, from an array; labels: None for a vector out.
+    normalisation: None for one that reads pixels, from an array; labels: None for a vector out; ranges: by layer, for
+    values of 8 bits.
     """
     from keras_resnet.export import mil_passes  # registers them
 
     pipeline = coremltools.PassPipeline.DEFAULT
     for name in mil_passes.NAMES:
         pipeline.append_pass(name)
+    if ranges is not None:
+        pipeline.append_pass(mil_passes.IN_BYTES)
+        pipeline.set_options(mil_passes.IN_BYTES, {"ranges": ranges})
     shape = tuple(function.structured_input_signature[0][0].shape)
     numbers: Any = coremltools.precision[precision]
     if normalisation is None:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.errors import InputError, missing_extra
+from keras_resnet.export.graph import sole_readers
 from keras_resnet.export.mil_ops import OPERATIONS, rounded
 from keras_resnet.export.noise import relative
-from keras_resnet.export.rounding import clipped_range
 from keras_resnet.preprocessing import preprocess_input
 
 BATCH_SIZE = 16
-SAMPLE = 400_000  # values of an activation that its range is chosen on
 HANDING_ON = ("cast", "identity", "quantize", "dequantize", "reshape", "squeeze")
 COLOURS = {20: "rgb", 30: "bgr"}  # of an image input, FeatureTypes.proto
 
@@ -265,34 +264,25 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
-def activation_ranges(package: Package, pixels: np.ndarray) -> dict[str, tuple[float, float]]:
-    """The range (low, high) of every value of the program for which rounding to 8 bits does least harm.
-
-    pixels: uint8 [n, height, width, 3].
-    """
-    seen: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(pixels), BATCH_SIZE):
-        batch = pixels[start : start + BATCH_SIZE]
-        for step, value in package.replay(batch):
-            if step.dtype is not None and step.dtype.kind == "f" and not step.kind.startswith("constexpr"):
-                flat = value.astype(np.float32).ravel()
-                stride = max(1, len(flat) * len(pixels) // (len(batch) * SAMPLE))
-                seen.setdefault(step.name, []).append(np.append(flat[::stride], (flat.min(), flat.max())))
-    return {name: clipped_range(np.concatenate(values)) for name, values in seen.items()}
-
-
 def layer_noise(package: Package, model: keras.Model, pixels: np.ndarray) -> dict[str, float]:
     """How far each layer's values are from the Keras model's, in the order of the program: noise over signal, rms.
 
     pixels: uint8 [n, height, width, 3]. A layer is found by its name, which coremltools keeps within its own; layers
-    that became a part of another are not there. "scores" comes last, and alone where activations are quantised: values
-    inside a residual sum are scaled then.
+    that became a part of another are not there: a convolution is what its normalisation gives where that went into it.
+    "scores" comes last, and alone where coremltools has divided values
+    inside a residual sum by a scale, which then is 1.
     """
-    found = {name: value for step, value in package.replay(pixels) for name in [_layer_of(step.name, model)] if name}
+    layers = {layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
+    found = {name: value for step, value in package.replay(pixels) if (name := layer_of(step.name, layers))}
     scores = package.answer(pixels)
-    scaled = any(step.kind == "quantize" for step in package.steps)
+    scaled = any(step.kind == "dequantize" and np.all(step.inputs["scale"] == 1) for step in package.steps)
     watched = [] if scaled else [name for name in found if name != model.layers[-1].name]
-    outputs = [model.get_layer(name).output for name in watched]
+    normalised = {
+        name: reader.output
+        for name, reader in sole_readers(model).items()
+        if isinstance(reader, keras.layers.BatchNormalization) and reader.name not in found
+    }
+    outputs = [normalised.get(name, model.get_layer(name).output) for name in watched]
     network = keras.Model(model.inputs[0], [*outputs, model.outputs[0]])
     answered = network(preprocess_input(pixels, model), training=False)
     values = [np.asarray(value) for value in keras.tree.flatten(answered)]
@@ -305,7 +295,11 @@ def layer_noise(package: Package, model: keras.Model, pixels: np.ndarray) -> dic
     return {**noise, "scores": relative(scores, np.asarray(values[-1]))}
 
 
-def _layer_of(name: str, model: keras.Model) -> str | None:
-    """The layer whose name stands in that of a value: resnet18_1_stage1_block1_out_1_Relu_cast_fp16."""
-    inside = [layer.name for layer in model.layers if re.search(rf"(^|_){re.escape(layer.name)}(_\d+)?_[A-Za-z]", name)]
-    return max(inside, key=len, default=None)
+def layer_of(name: str, layers: Collection[str]) -> str | None:
+    """The longest name of a layer that stands in that of a value: resnet18_1_stage1_block1_out_1_Relu_cast_fp16."""
+    words = re.split("[_/]", name)
+    for length in range(len(words) - 1, 0, -1):
+        for start in range(len(words) - length):  # what the layer computes stands behind its name
+            if (found := "_".join(words[start : start + length])) in layers:
+                return found
+    return None

@@ -1,19 +1,28 @@
-"""What coremltools leaves undone for a residual network: two rewrites of its program, each exact.
+"""What coremltools leaves undone for a residual network: two exact rewrites of its program, and one into bytes.
 
 Imported where coremltools is, and nowhere else: importing registers the rewrites under their names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from coremltools.converters.mil.mil import Builder, Operation
+from coremltools.converters.mil.mil import Builder, Operation, Var
 from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
 from coremltools.converters.mil.mil.passes.helper import block_context_manager
 from coremltools.converters.mil.mil.passes.pass_registry import register_pass
+from coremltools.converters.mil.mil.types import nptype_from_builtin
+
+from keras_resnet.export.mil import layer_of
 
 NAMES = ("keras_resnet::pads_into_convolutions", "keras_resnet::pool_without_transpose")
+IN_BYTES = "keras_resnet::values_in_bytes"
+COMPUTING = ("conv", "linear", "add", "sub", "mul", "max_pool", "avg_pool", "reduce_mean")
+MOVING = ("max_pool", "avg_pool", "pad", "quantize", "dequantize")  # what they give lies in the range of what they read
+OF_PIXELS = ("mul", "add", "sub", "cast", "transpose")
 NEVER_NEGATIVE = ("relu", "relu6", "sigmoid")
 TO_CHANNELS_LAST = [0, 2, 3, 1]
 
@@ -101,3 +110,69 @@ class pool_without_transpose(AbstractGraphPass):
             for unread in [*between, transposition]:
                 if not unread.outputs[0].child_ops and unread.outputs[0] not in block.outputs:
                     block.remove_ops([unread])
+
+
+@register_pass(namespace="keras_resnet")
+class values_in_bytes(AbstractGraphPass):
+    """Every value that a convolution, sum or pool reads is rounded to 8 bits, in the range of the layer that gives it.
+
+    Given: y = relu(x); z = conv(y)
+    Result: y = relu(x); b = dequantize(quantize(y)); z = conv(b)
+    Zero is byte 0 in all of them, as in what Apple's own training gives (coremltools.optimize.torch, 9.0: "we want to
+    fix zero point to 0"): values that are never negative are unsigned, with 255 steps, the others signed and symmetric.
+    Scores stay as they are: nothing reads them that computes in bytes, and equal ones could not be told apart.
+    """
+
+    ranges: Mapping[str, tuple[float, float]] = MappingProxyType(
+        {}
+    )  # by layer; of normalised pixels by the input's name
+
+    def apply(self, program: Any) -> None:
+        for function in program.functions.values():
+            self._rewrite(function)
+
+    @block_context_manager
+    def _rewrite(self, block: Any) -> None:
+        image = next(iter(block.inputs))
+        read: dict[Any, None] = {}  # in order
+        for operation in block.operations:
+            if operation.op_type in COMPUTING and not _reads_pixels(operation, image):
+                read |= dict.fromkeys(v for v in operation.inputs.values() if isinstance(v, Var) and v.val is None)
+        place = {operation: i for i, operation in enumerate(block.operations)}
+        for var in read:
+            bounds = self._range_of(var, image)
+            if bounds is None:
+                continue
+            settings = _in_bytes(bounds, nptype_from_builtin(var.dtype))
+            # One pair for all who read the value, as one tensor of bytes serves them all.
+            first = min(var.child_ops, key=place.__getitem__)
+            packed = Builder.quantize(input=var, before_op=first, **settings)
+            given = Builder.dequantize(input=packed, scale=settings["scale"], before_op=first)
+            block.replace_uses_of_var_after_op(anchor_op=given.op, old_var=var, new_var=given)
+
+    def _range_of(self, var: Any, image: str) -> tuple[float, float] | None:
+        operation = var.op
+        if operation is None or _reads_pixels(operation, image):
+            return self.ranges[image]
+        name = layer_of(var.name, self.ranges)
+        if name is not None:
+            return self.ranges[name]
+        if operation.op_type in MOVING:
+            return self._range_of(operation.inputs.get("x") or operation.inputs["input"], image)
+        return None
+
+
+def _reads_pixels(operation: Operation | None, image: str) -> bool:
+    """Whether an operation is a step of the normalisation: nothing but such lies between it and the input."""
+    while operation is not None and operation.op_type in OF_PIXELS:
+        if operation.x.op is None:
+            return bool(operation.x.name == image)
+        operation = operation.x.op
+    return False
+
+
+def _in_bytes(bounds: tuple[float, float], dtype: Callable[[float], Any]) -> dict[str, Any]:
+    low, high = bounds
+    if low >= 0:
+        return {"output_dtype": "uint8", "scale": dtype(high / 255)}
+    return {"output_dtype": "int8", "scale": dtype(max(-low, high) / 127)}

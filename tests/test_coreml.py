@@ -20,6 +20,7 @@ from keras_resnet.errors import InputError, KerasResnetError, UsageError
 from keras_resnet.export import to_coreml, verify
 from keras_resnet.export.coreml import FORMS, TARGETS
 from keras_resnet.export.mil import layer_noise, open_package
+from keras_resnet.export.noise import relative
 from keras_resnet.export.prediction import open_answerer
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.evaluation import scores_of
@@ -106,6 +107,34 @@ def test_weights_that_were_rounded_with_images_lie_nearer_than_plain_ones(tmp_pa
     assert noise["rounded"] < 0.8 * noise["plain"]
 
 
+@pytest.mark.parametrize("name", ["basic", "pre-activation", "highway", "shortcut A"])
+def test_every_value_that_is_computed_with_lies_in_bytes_from_zero(name: str, tmp_path: Path) -> None:
+    model, calibration = network(name), images_of(photographs(24))
+    path = tmp_path / "a.mlpackage"
+    package = open_package(to_coreml(model, path, quantize="w8a8", calibration=calibration, min_agreement=0).path)
+    made = {step.name: step for step in package.steps}
+    for step in package.steps:
+        if step.kind in ("conv", "linear"):
+            assert made[step.inputs["x"].name].kind in ("dequantize", "max_pool", "avg_pool", "pad")
+        if step.kind == "quantize":
+            assert not np.any(step.inputs.get("zero_point", 0))
+            never_negative = made[step.inputs["input"].name].kind in ("relu", "sigmoid")
+            assert step.inputs["output_dtype"] == "uint8" or not never_negative
+    (last,) = [step for step in package.steps if step.kind == "softmax"]
+    assert made[last.inputs["x"].name].kind == "linear"  # equal bytes could not be told apart
+    pixels = photographs(20, seed=3)
+    noise = relative(package.answer(pixels), scores_of(model)(pixels))
+    assert noise <= 0.05
+
+
+def test_a_convolution_that_took_its_normalisation_in_is_compared_with_what_that_gives(tmp_path: Path) -> None:
+    model, calibration = network("basic"), images_of(photographs(24))
+    package = open_package(to_coreml(model, tmp_path / "a.mlpackage", quantize="int8", calibration=calibration).path)
+    noise = layer_noise(package, model, photographs(8))
+    assert {"stem_conv", "stage1_block1_conv1"} <= noise.keys()
+    assert max(noise.values()) <= 0.03
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_package_asks_for_the_system_that_was_named(target: str, tmp_path: Path) -> None:
     import coremltools
@@ -122,7 +151,6 @@ def test_a_package_asks_for_the_system_that_was_named(target: str, tmp_path: Pat
         ({"target": "iOS99"}, "unknown system 'iOS99'"),
         ({"quantize": "int4", "target": "iOS16"}, "cannot hold 'int4' weights: iOS18 is the oldest that can"),
         ({"quantize": "int8", "target": "iOS15"}, "cannot hold 'int8' weights: iOS16"),
-        ({"quantize": "w8a8"}, "needs calibration="),
         ({"effort": "hgih"}, "unknown effort 'hgih'"),
     ],
 )
@@ -131,6 +159,11 @@ def test_what_a_package_cannot_be_is_refused_before_anything_is_opened(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         to_coreml("resnet18:nowhere", tmp_path / "a.mlpackage", **options)
+
+
+def test_ranges_need_images_or_training(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'w8a8' needs calibration="):
+        to_coreml(network("basic"), tmp_path / "a.mlpackage", quantize="w8a8")
 
 
 def test_a_package_can_be_read_by_others_and_leaves_nothing_in_the_temporary_folder(

@@ -11,11 +11,20 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_resnet.errors import InputError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL = ".partial-"  # how the folders begin that a write takes place in
+YOUNG_S = 10.0  # for which such a folder is left alone: its writer may not have locked it yet
 
 
 @contextlib.contextmanager
@@ -23,12 +32,14 @@ def replacing(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
     """Temporary names for files or folders that shall appear together: written inside, moved into place at the end.
 
     All paths lie in one folder, which is made if it is missing; what stood at a path before is replaced. On an error
-    or Ctrl-C inside, nothing changes and nothing stays.
+    or Ctrl-C inside, nothing changes and nothing stays; what a killed process left there goes with the next write.
     """
     targets = [Path(path) for path in paths]
     folder = targets[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    sweep(folder)
+    scratch = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    held = lock(scratch)
     try:
         written = [scratch / target.name for target in targets]
         yield written
@@ -42,6 +53,39 @@ def replacing(*paths: str | os.PathLike[str]) -> Iterator[list[Path]]:
                 os.replace(path, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left half-written in a folder, others may be writing to it meanwhile.
+
+    A writer holds a lock on its own, which ends with its process however that ends. Where there are no such locks, on
+    Windows, nothing is removed.
+    """
+    if fcntl is None:
+        return
+    for path in folder.glob(f"{PARTIAL}*"):
+        with contextlib.suppress(OSError):  # it has gone, or is being written to
+            if time.time() - path.stat().st_mtime > YOUNG_S and (handle := lock(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(handle)
+
+
+def lock(folder: Path) -> int | None:
+    """The system's lock on a folder, to be closed; None where there are no such locks.
+
+    It ends with this process, however that ends, and leaves no file. Raises BlockingIOError where another one has it.
+    """
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

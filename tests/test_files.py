@@ -52,6 +52,41 @@ def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     assert everything_in(tmp_path) == ["package", "package/new"]
 
 
+def aged(folder: Path) -> None:
+    os.utime(folder, (0, 0))
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from pathlib import Path
+from keras_resnet.files import replacing
+with replacing(Path(sys.argv[1]) / "a") as (scratch,):
+    scratch.write_text("half")
+    print("inside", flush=True)
+    sys.stdin.readline()
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    killed, slow = (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    for process in (killed, slow):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "inside\n"
+    killed.kill()
+    killed.wait()
+    left = sorted(tmp_path.glob(".partial-*"))
+    assert len(left) == 2
+    write_text(tmp_path / "b", "young ones are left alone")
+    assert sorted(tmp_path.glob(".partial-*")) == left
+    for folder in left:
+        aged(folder)
+    write_text(tmp_path / "b", "written")
+    assert len(list(tmp_path.glob(".partial-*"))) == 1
+    slow.communicate("\n")
+    assert everything_in(tmp_path) == ["a", "b"]
+
+
 def test_json_reads_back(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": [1, 2.5, None, "ü"]})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"x": [1, 2.5, None, "ü"]}

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from keras_resnet.errors import InputError
+from keras_resnet.files import lock
 
 EXIT_CODE = 128 + signal.SIGTERM
 
@@ -62,23 +63,17 @@ class Termination:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other trainers out of a folder, which is made if it is missing, for as long as this process lives.
 
-    The lock is the system's, on the folder itself: it ends with the process, however that ends, and leaves no file.
     Raises InputError where another process has it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"run {str(folder)!r} is being trained by another process: wait for it, stop it, or give another folder"
-            ) from error
+        handle = lock(folder)
+    except BlockingIOError as error:
+        raise InputError(
+            f"run {str(folder)!r} is being trained by another process: wait for it, stop it, or give another folder"
+        ) from error
+    try:
         yield
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)

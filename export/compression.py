@@ -38,6 +38,7 @@ from keras_resnet.export.quantisation import learnable, learned
 from keras_resnet.files import replacing
 from keras_resnet.preprocessing import Preprocessing, preprocessing_of
 from keras_resnet.specs import is_number, is_positive
+from keras_resnet.training.augment import AUGMENTATIONS
 from keras_resnet.training.data import Images, open_images
 from keras_resnet.training.evaluation import evaluate_model, for_network
 from keras_resnet.training.recipes import Recipe
@@ -74,6 +75,7 @@ def compress(
     validation: str | os.PathLike[str] | Images | None = None,
     epochs: int = 10,
     learning_rate: float | None = None,
+    augmentation: str | None = None,
     progress: bool = True,
 ) -> Run:
     """Fine-tune a trained network so that it stays good when it is made smaller.
@@ -86,8 +88,9 @@ def compress(
     stay 0, and `to_tflite` needs no calibration images; "prune", half of each kernel's weights are 0; "prune-2:4", two
     of each four; "cluster", 16 values a kernel; "pqat", pruned and then for int8. With TensorFlow's model optimisation
     toolkit also in the last step: "qat-tfmot", "pqat-tfmot", "cqat" (clusters kept), "pcqat" (zeros too).
-    epochs: of each step; learning_rate: at the start of each, falling to 0; default the method's. A run's recipe says
-    how images are augmented and how many make a batch. progress: a bar with the time left on stderr.
+    epochs: of each step; learning_rate: at the start of each, falling to 0; default the method's. augmentation: how
+    images are varied, such as "shift_flip"; default that of the run's recipe, which also says how many images make a
+    batch, and "none" for a network that has no recipe. progress: a bar with the time left on stderr.
 
     Pruned and clustered networks are stock Keras, as `source` was; one for int8 holds `layers.Bound`, has its
     normalisations in its convolutions, and takes pixels less a whole number (its preprocessing says so).
@@ -99,6 +102,8 @@ def compress(
         raise UsageError(f"epochs={epochs!r} must be a whole number from 1 up")
     if learning_rate is not None and not (is_number(learning_rate) and learning_rate > 0):
         raise UsageError(f"learning_rate={learning_rate!r} must be a number above 0")
+    if augmentation is not None and augmentation not in AUGMENTATIONS:
+        raise unknown("augmentation", augmentation, AUGMENTATIONS, where="augmentation=")
     steps = METHODS[method]
     folder = _check_out(out, source)
     model = open_model(source)
@@ -121,11 +126,7 @@ def compress(
         held_out, images = images.split(VALIDATION_FRACTION, seed=0)
     sample = calibration_pixels(images, preprocessing, model.inputs[0].shape[1:3])[1]
     recipe = _recipe_of(source)
-    material = Material(
-        images.pixels(preprocessing), images.labels, held_out.pixels(preprocessing), held_out.labels, classes
-    )
-    if recipe is not None:
-        material = replace(material, augmentation=recipe.augmentation, batch_size=recipe.batch_size)
+    material = material_of(source, preprocessing, images, held_out, augmentation)
     before = evaluate_model(model, held_out, known)
     small, rows = model, []
     with tqdm(total=len(steps) * epochs * material.steps, desc=f"{method}", unit="step", disable=not progress) as bar:
@@ -142,6 +143,7 @@ def compress(
             "method": method,
             "epochs": epochs,
             "learning_rate": rate,
+            "augmentation": material.augmentation,
             "before": before.top1,
             "weights_sha256": hash_of(model),
             "history": rows,
@@ -164,6 +166,24 @@ def compress(
         evaluation = {**asdict(after), "data_hash": held_out.hash}
         run.evaluation.write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
     return Run(folder)
+
+
+def material_of(
+    source: Any, preprocessing: Preprocessing, images: Images, held_out: Images, augmentation: str | None
+) -> Material:
+    """What a source is fine-tuned on: as its recipe has it, but for an augmentation that is asked for."""
+    material = Material(
+        images.pixels(preprocessing),
+        images.labels,
+        held_out.pixels(preprocessing),
+        held_out.labels,
+        len(images.classes),
+        augmentation or "none",
+    )
+    recipe = _recipe_of(source)
+    if recipe is None:
+        return material
+    return replace(material, augmentation=augmentation or recipe.augmentation, batch_size=recipe.batch_size)
 
 
 def _trained_here(

@@ -232,6 +232,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     one.add_argument("--validation", help="images that choose the epoch (default: a tenth of --data)")
     one.add_argument("--epochs", type=int, default=10, help="of each step of the method (default: 10)")
     one.add_argument("--learning-rate", type=float, help="at the start of each step (default: the step's)")
+    one.add_argument("--augmentation", metavar="NAME", help="how images are varied (default: the recipe's, or none)")
     one.add_argument("--out", required=True, metavar="FOLDER", help="what to write; `export` and the others take it")
 
     one = verb(
@@ -560,6 +561,7 @@ def _compress(options: argparse.Namespace) -> None:
         validation=options.validation,
         epochs=options.epochs,
         learning_rate=options.learning_rate,
+        augmentation=options.augmentation,
     )
     found = run.read_evaluation()
     print(

@@ -17,6 +17,7 @@ from keras_resnet import cli
 from keras_resnet.errors import InputError, MissingExtraError, UsageError
 from keras_resnet.export import compress, compression, tfmot, to_coreml, to_tflite
 from keras_resnet.export.calibration import PROBABILITIES, Calibration, calibrate
+from keras_resnet.export.compression import material_of
 from keras_resnet.export.concrete import fold, integer_normalisation
 from keras_resnet.export.finetuning import Material, loss_for
 from keras_resnet.export.graph import bounded_layers, learned_ranges, quantised, simplify
@@ -221,7 +222,7 @@ def test_training_for_integers_changes_weights_and_ranges_and_says_what_it_did(
     for_integers: Run, trained: Run, colours: Path
 ) -> None:
     said = for_integers.read()["compression"]
-    assert (said["method"], said["epochs"]) == ("qat", 1)
+    assert (said["method"], said["epochs"], said["augmentation"]) == ("qat", 1, RECIPE.augmentation)
     assert [row["epoch"] for row in said["history"]] == [0, 1]
     evaluation = for_integers.read_evaluation()
     held_out = open_images(colours).split(0.1, seed=0)[0]
@@ -335,7 +336,9 @@ def test_the_command_line_knows_every_method() -> None:
     assert set(cli.METHODS) == set(compression.METHODS)
 
 
-@pytest.mark.parametrize("change", [{"method": "quat"}, {"epochs": 0}, {"learning_rate": -1.0}])
+@pytest.mark.parametrize(
+    "change", [{"method": "quat"}, {"epochs": 0}, {"learning_rate": -1.0}, {"augmentation": "flips"}]
+)
 def test_wrong_options_are_refused_before_anything_is_read(change: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(change.values()))}"):
         compress("nowhere.keras", "nowhere", tmp_path / "a", **change)
@@ -377,6 +380,19 @@ def test_a_classifier_without_a_known_loss_is_refused() -> None:
     assert loss_for("linear")[1] == {"from_logits": True}
     with pytest.raises(InputError, match="ends in 'tanh': it can be fine-tuned where that is softmax, sigmoid, linear"):
         loss_for("tanh")
+
+
+@pytest.mark.parametrize(
+    ("has_recipe", "asked", "found"),
+    [(True, None, RECIPE.augmentation), (True, "affine", "affine"), (False, None, "none"), (False, "affine", "affine")],
+)
+def test_images_are_varied_as_is_asked_or_as_the_recipe_has_it(
+    has_recipe: bool, asked: str | None, found: str, trained: Run, colours: Path
+) -> None:
+    model, images = load_model(trained.model), open_images(colours)
+    source = trained.folder if has_recipe else model
+    material = material_of(source, preprocessing_of(model), images, images, asked)
+    assert (material.augmentation, material.batch_size) == (found, RECIPE.batch_size if has_recipe else 64)
 
 
 def test_an_epoch_has_every_image_once() -> None:

@@ -61,7 +61,7 @@ def layer_noise(content: bytes, model: keras.Model, pixels: np.ndarray) -> dict[
     squares = np.zeros((2, len(tensors)))
     shift, scale = (np.asarray(v, np.float32) for v in (normalisation.shift, normalisation.scale))
     for image in pixels:
-        interpreter.set_tensor(entry["index"], image[None].astype(entry["dtype"]))
+        interpreter.set_tensor(entry["index"], as_input(image, entry)[None])
         interpreter.invoke()
         expected = keras.tree.flatten(network((image[None] - shift) * scale, training=False))
         for i, (tensor, wanted) in enumerate(zip(tensors.values(), expected, strict=True)):
@@ -83,6 +83,14 @@ def _tensors_by_layer(interpreter: Any, layers: Iterable[str]) -> dict[str, dict
                 if match := pattern.search(details[index]["name"].split(";")[0]):
                     found[match[1]] = details[index]
     return found
+
+
+def as_input(pixels: np.ndarray, given: dict[str, Any]) -> np.ndarray:
+    """Pixels, uint8, as an input of a .tflite file takes them: those in int8 by its scale, others as they are."""
+    if given["dtype"] is not np.int8:
+        return pixels.astype(given["dtype"])
+    scale, zero_point = given["quantization"]
+    return np.clip(np.rint(pixels / (scale or 1.0)) + zero_point, -128, 127).astype(np.int8)
 
 
 def _real(value: np.ndarray, quantization: tuple[float, int]) -> np.ndarray:

@@ -19,7 +19,7 @@ from keras_resnet.export.latency import Latency, measure
 from keras_resnet.export.mil import Package, open_package
 from keras_resnet.export.mil import layer_noise as package_noise
 from keras_resnet.export.native import Native, run_here
-from keras_resnet.export.noise import IMAGES, decibels, layer_noise, worst
+from keras_resnet.export.noise import IMAGES, as_input, decibels, layer_noise, worst
 from keras_resnet.export.probe import probe
 from keras_resnet.export.tflite_graph import Graph, read_graph
 from keras_resnet.export.tflite_metadata import associated_files
@@ -130,9 +130,10 @@ class TfliteFile:
             raise InputError(f"{name!r} has {len(inputs)} inputs and {len(outputs)} outputs: one of each is expected")
         self.input, self.output = inputs[0], outputs[0]
         taken, given = self.input["shape"].tolist(), self.output["shape"].tolist()
-        if self.input["dtype"] not in (np.uint8, np.float32) or len(taken) != 4 or taken[0] != 1 or taken[3] != 3:
+        types = (np.uint8, np.int8, np.float32)
+        if self.input["dtype"] not in types or len(taken) != 4 or taken[0] != 1 or taken[3] != 3:
             raise InputError(
-                f"{name!r} takes {self.input['dtype'].__name__} {taken}: an image, uint8 or float32 "
+                f"{name!r} takes {self.input['dtype'].__name__} {taken}: an image, uint8, int8 or float32 "
                 "[1, height, width, 3], is expected"
             )
         if len(given) != 2 or given[0] != 1:
@@ -158,7 +159,7 @@ class TfliteFile:
     def answer(self, pixels: np.ndarray) -> np.ndarray:
         """Scores, float32 [classes], or embedding, of one image, uint8 [height, width, channels]."""
         try:
-            self.interpreter.set_tensor(self.input["index"], pixels[None].astype(self.input["dtype"]))
+            self.interpreter.set_tensor(self.input["index"], as_input(pixels, self.input)[None])
             self.interpreter.invoke()
             raw = self.interpreter.get_tensor(self.output["index"])[0]
         except (ValueError, RuntimeError) as error:

@@ -30,11 +30,13 @@ from keras_resnet.export.concrete import (
 from keras_resnet.export.coreml import convert as convert_to_coreml
 from keras_resnet.export.latency import Latency
 from keras_resnet.export.metadata import check_labels
+from keras_resnet.export.noise import as_input, layer_noise
 from keras_resnet.export.npu import by_rules
 from keras_resnet.export.probe import probe
+from keras_resnet.export.tflite import FORMS, build, prepare
 from keras_resnet.export.tflite_graph import Graph, Operation, read_graph
 from keras_resnet.export.verification import TfliteFile, compare
-from keras_resnet.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing, preprocess_input
+from keras_resnet.preprocessing import CAFFE, IMAGENET, SYMMETRIC, Preprocessing, preprocess_input, preprocessing_of
 from keras_resnet.specs import VARIANTS, spec_of
 from keras_resnet.training import Images, open_images
 from keras_resnet.training.evaluation import scores_of
@@ -184,6 +186,21 @@ def test_int8_files_of_every_family_hold_integers_alone_and_take_raw_bytes(
     assert needless_pads(graph) == []
     # Nothing that is documented speaks against a network of ours on any target.
     assert all(finding.takes_whole for finding in by_rules(graph))
+
+
+def test_a_file_that_takes_int8_answers_as_one_that_takes_bytes() -> None:
+    model, pixels = network("basic"), photographs(4)
+    form = FORMS["int8"]
+    prepared = prepare(model, preprocessing_of(model), form, pixels, effort="low")
+    files = [
+        TfliteFile(build(prepared, dataclasses.replace(form, border=border)), border) for border in ("uint8", "int8")
+    ]
+    assert [file.input["dtype"] for file in files] == [np.uint8, np.int8]
+    np.testing.assert_array_equal(files[0].scores(pixels), files[1].scores(pixels))
+    noise = [layer_noise(file.content, model, pixels[:2]) for file in files]
+    assert noise[0] == noise[1] != {}
+    narrow = {"dtype": np.int8, "quantization": (0.5, -128)}  # which holds no more than 0 to 127.5
+    np.testing.assert_array_equal(as_input(np.uint8([0, 1, 127, 128, 255]), narrow), [-128, -126, 126, 127, 127])
 
 
 def needless_pads(graph: Graph) -> list[str]:

@@ -27,7 +27,8 @@ from keras_resnet.export.graph import (
     sole_readers,
     sources,
 )
-from keras_resnet.export.rounding import clipped_range, round_weights
+from keras_resnet.export.kernels import rounded_weights, with_weights
+from keras_resnet.export.rounding import clipped_range
 from keras_resnet.export.tuning import tuned_ranges
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.data import Images, open_images
@@ -36,7 +37,6 @@ COUNT = 100  # from some ten images up the count is noise
 SAMPLE = 400_000  # values of an activation that its range is chosen on
 BATCH = 16
 MARGIN = 1.1  # of the classifier's answers, beyond those on the calibration images
-CLUSTERS = 16  # values that a filter of a clustered network has
 DARK = 32  # of 255: below it nearly everything is black
 PROBABILITIES = (0.0, 255 / 256)  # what the formats prescribe behind a softmax or sigmoid
 
@@ -52,7 +52,7 @@ class Effort:
     steps: int
 
 
-EFFORTS: Mapping[str, Effort] = {"low": Effort(0, 0), "normal": Effort(4096, 0), "high": Effort(32768, 24)}
+EFFORTS: Mapping[str, Effort] = {"low": Effort(0, 0), "normal": Effort(8192, 0), "high": Effort(32768, 24)}
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,15 @@ def check_apart(calibration: np.ndarray, judged: np.ndarray, name: str) -> None:
         )
 
 
-def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: str = "normal") -> Calibration:
+def calibrate(
+    graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: str = "normal", grid: str = "steps"
+) -> Calibration:
     """Ranges and rounded weights of a simplified graph, measured on inputs as it takes them, float32 [n, h, w, 3].
 
     bits: of activations; with more than 8 they are taken as exact. effort: a name of `EFFORTS`. The ranges leave the
     least squared error (`clipped_range`); weights are rounded by `round_weights` on what the quantised layers in front
     give, and every bias corrected by the mean error that this leaves; with effort "high" all ranges then move together
-    (`tuned_ranges`).
-    Leaves the graph as it is.
+    (`tuned_ranges`). grid: the values that weights may have, a name of `GRIDS`. Leaves the graph as it is.
     Raises InputError where an activation is not finite.
     """
     rng = np.random.default_rng(0)
@@ -135,8 +136,8 @@ def calibrate(graph: keras.Model, inputs: np.ndarray, *, bits: int = 8, effort: 
             )
         answer: Callable[..., Any] = layer
         if isinstance(layer, WEIGHTED):
-            weights[name] = _rounded_weights(layer, now[0], EFFORTS[effort].patches, rng)
-            answer = _with_weights(layer, *weights[name])
+            weights[name] = rounded_weights(layer, now[0], grid, EFFORTS[effort].patches, rng)
+            answer = with_weights(layer, *weights[name])
         if name in ranged and bits == 8:
             ranges[name] = _range(layer, _that_counts(graph, layer, y, readers, exact), readers.get(name))
             answer = _rounding(answer, *ranges[name])
@@ -168,11 +169,6 @@ def _map(function: Callable[..., Any], inputs: list[np.ndarray]) -> np.ndarray:
 def _stored(x: np.ndarray) -> np.ndarray:
     """Half the memory where its range allows: eleven bits are plenty to measure eight."""
     return x.astype(np.float16) if np.abs(x).max() < 60_000 else x
-
-
-def _with_weights(layer: keras.layers.Layer, kernel: np.ndarray, bias: np.ndarray) -> Callable[..., Any]:
-    """A layer with other weights, which leaves the layer as it is."""
-    return lambda x: layer.stateless_call([kernel, bias], [], x)[0]
 
 
 def _rounding(function: Callable[..., Any], low: float, high: float) -> Callable[..., Any]:
@@ -233,69 +229,3 @@ def _range_of_scores(y: np.ndarray, activation: Callable[..., Any] | None) -> tu
         return float(tf.reduce_mean(tf.square(activation(rounded) - wanted)))
 
     return min(candidates, key=error)
-
-
-def _rounded_weights(
-    layer: keras.layers.Layer, x: np.ndarray, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel and bias of a layer that reads x: the kernel rounded, the bias corrected by the mean error of that.
-
-    Not by what ranges cut off before: that is much in few images, and most images would get what they do not lack.
-    """
-    kernel, bias = layer.get_weights()
-    rounded = _rounded_kernel(layer, kernel, x, count, rng)
-    mean = tf.constant(x.mean(axis=0, keepdims=True, dtype=np.float32))  # convolutions are linear: one image will do
-    error = np.asarray(_with_weights(layer, kernel - rounded, np.zeros_like(bias))(mean))
-    return rounded, bias + error.mean(axis=tuple(range(error.ndim - 1)))
-
-
-def _rounded_kernel(
-    layer: keras.layers.Layer, kernel: np.ndarray, x: np.ndarray, count: int, rng: np.random.Generator
-) -> np.ndarray:
-    """The kernel of a layer that reads x, each filter on its grid of 255 steps."""
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
-        return kernel  # one weight a filter: it is its own largest, and stays
-    if not count or _is_clustered(kernel):
-        scale = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1))) / 127
-        scale[scale == 0] = 1
-        return (np.rint(kernel / scale) * scale).astype(np.float32)
-    if isinstance(layer, keras.layers.Dense):
-        seen, groups = x.astype(np.float32), 1
-    else:
-        seen, groups = _patches(layer, x, max(count, int(np.prod(kernel.shape[:3]))), rng), layer.groups
-    result = np.empty_like(kernel)
-    inputs, outputs = kernel.shape[-2], kernel.shape[-1] // groups
-    for group in range(groups):
-        own = slice(group * outputs, (group + 1) * outputs)
-        columns = seen[..., group * inputs : (group + 1) * inputs].reshape(len(seen), -1)
-        columns = columns - columns.mean(axis=0)  # the mean is the bias's to correct
-        moments = columns.T @ columns / len(columns)
-        flat = kernel[..., own].reshape(-1, outputs)
-        result[..., own] = round_weights(flat, moments).reshape(*kernel.shape[:-1], outputs)
-    return result
-
-
-def _is_clustered(kernel: np.ndarray) -> bool:
-    """Whether each filter has a few values only, which rounding for the answers' sake would make many."""
-    filters = kernel.reshape(-1, kernel.shape[-1]).T
-    return filters.shape[1] > CLUSTERS and all(len(np.unique(weights)) <= CLUSTERS for weights in filters)
-
-
-def _patches(layer: keras.layers.Conv2D, x: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """What a convolution reads at `count` random places of x: float32 [count, kernel height, width, channels]."""
-    (height, width), (kh, kw), (sh, sw) = x.shape[1:3], layer.kernel_size, layer.strides
-    if layer.padding == "same":  # TensorFlow's: what is odd goes behind
-        rows, columns = -(-height // sh), -(-width // sw)
-        top, left = max((rows - 1) * sh + kh - height, 0) // 2, max((columns - 1) * sw + kw - width, 0) // 2
-    else:
-        rows, columns, top, left = (height - kh) // sh + 1, (width - kw) // sw + 1, 0, 0
-    total = len(x) * rows * columns
-    picked = np.sort(rng.choice(total, min(count, total), replace=False))
-    image, row, column = np.unravel_index(picked, (len(x), rows, columns))
-    patches = np.zeros((len(picked), kh, kw, x.shape[-1]), np.float32)
-    for i in range(kh):
-        for j in range(kw):
-            r, c = row * sh + i - top, column * sw + j - left
-            inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
-            patches[inside, i, j] = x[image[inside], r[inside], c[inside]]
-    return patches

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,11 @@ from keras_resnet.export.concrete import (
 )
 from keras_resnet.export.evidence import gather
 from keras_resnet.export.graph import learned_ranges, quantised, simplify
+from keras_resnet.export.kernels import PER_BLOCK, PER_TABLE, UNPACKED
 from keras_resnet.export.metadata import describe
 from keras_resnet.export.mil import open_package
+from keras_resnet.export.rounding import palette
+from keras_resnet.export.sensitivity import check_parts, in_float, part_of, units
 from keras_resnet.export.targets import targets_of_package
 from keras_resnet.export.verification import Similarity, Verification, check_share, verify_package
 from keras_resnet.training.data import Images
@@ -51,7 +54,8 @@ class Form:
     """One number format: the precision of the arithmetic, how weights are compressed, the oldest system that takes it.
 
     compress: a function of coremltools.optimize.coreml, its configuration class and what is set in it; activations:
-    whether they are of 8 bits too; rounded: whether weights are rounded with calibration images before.
+    whether they are of 8 bits too; grid: the values that weights are rounded to before, where there are calibration
+    images, so that coremltools finds them and has nothing to round.
     """
 
     precision: str = "FLOAT16"
@@ -59,7 +63,7 @@ class Form:
     compress: tuple[str, str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     activations: bool = False
-    rounded: bool = False
+    grid: str = ""
 
 
 _LINEAR = ("linear_quantize_weights", "OpLinearQuantizerConfig")
@@ -67,23 +71,20 @@ _PALETTE = ("palettize_weights", "OpPalettizerConfig")
 _PRUNE = ("prune_weights", "OpMagnitudePrunerConfig")
 _SYMMETRIC = {"mode": "linear_symmetric"}
 
+_BLOCKS = {**_SYMMETRIC, "dtype": "int4", "granularity": "per_block", "block_size": PER_BLOCK}
+_KMEANS = {"mode": "kmeans"}
+_TABLES = {"granularity": "per_grouped_channel", "group_size": PER_TABLE}
+
 FORMS: Mapping[str, Form] = {
     "float16": Form(),
     "float32": Form("FLOAT32"),
-    "int8": Form("FLOAT16", "iOS16", _LINEAR, _SYMMETRIC, rounded=True),
-    "w8a8": Form("FLOAT16", "iOS17", _LINEAR, _SYMMETRIC, activations=True, rounded=True),
-    "int4": Form(
-        "FLOAT16", "iOS18", _LINEAR, {**_SYMMETRIC, "dtype": "int4", "granularity": "per_block", "block_size": 32}
-    ),
-    "palette8": Form("FLOAT16", "iOS16", _PALETTE, {"mode": "kmeans", "nbits": 8}),
-    "palette6": Form("FLOAT16", "iOS16", _PALETTE, {"mode": "kmeans", "nbits": 6}),
-    "palette4": Form(
-        "FLOAT16",
-        "iOS18",
-        _PALETTE,
-        {"mode": "kmeans", "nbits": 4, "granularity": "per_grouped_channel", "group_size": 16},
-    ),
-    "prune": Form("FLOAT16", "iOS16", _PRUNE, {"target_sparsity": 0.5}),
+    "int8": Form("FLOAT16", "iOS16", _LINEAR, _SYMMETRIC, grid="steps"),
+    "w8a8": Form("FLOAT16", "iOS17", _LINEAR, _SYMMETRIC, activations=True, grid="steps"),
+    "int4": Form("FLOAT16", "iOS18", _LINEAR, _BLOCKS, grid="blocks"),
+    "palette8": Form("FLOAT16", "iOS16", _PALETTE, {**_KMEANS, "nbits": 8}, grid="palette8"),
+    "palette6": Form("FLOAT16", "iOS16", _PALETTE, {**_KMEANS, "nbits": 6}, grid="palette6"),
+    "palette4": Form("FLOAT16", "iOS18", _PALETTE, {**_KMEANS, **_TABLES, "nbits": 4}, grid="palette4"),
+    "prune": Form("FLOAT16", "iOS16", _PRUNE, {"target_sparsity": 0.5}, grid="half"),
 }
 CLASSIFIER, VECTOR, ARRAYS = INTERFACES = ("classifier", "vector", "arrays")
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")  # the same program for macOS 12 to 15 and 26
@@ -112,6 +113,7 @@ def to_coreml(
     author: str = "",
     licence: str = "",
     min_agreement: float | None = None,
+    keep_float: Sequence[str] = (),
 ) -> Artifact:
     """Export a network to a Core ML package (ML program), and replay it where there are images to judge it on.
 
@@ -142,11 +144,13 @@ def to_coreml(
     if interface is not None and interface not in INTERFACES:
         raise unknown("interface", interface, INTERFACES, where="interface=")
     place = check_target(path, ".mlpackage")
+    _check_kept(keep_float, form, quantize)
     model = open_model(source)
     learned = learned_ranges(model)
     if form.activations and calibration is None and not learned:
         raise UsageError(f"quantize={quantize!r} needs calibration=: a folder of images like those the app will see")
     preprocessing = check_exportable(model)
+    check_parts(model, keep_float)
     model = answering(model, scores)
     interface = _interface(interface, model)
     evidence = gather(source, model, preprocessing, calibration, data, labels)
@@ -154,15 +158,15 @@ def to_coreml(
     # The image input of Core ML takes one scale for all channels, so each channel's own part goes into the stem.
     whole = exact_normalisation(preprocessing)
     normalisation = Normalisation(whole.shift, (1 / preprocessing.scale,) * len(whole.shift))
-    graph, ranges = fold(model, normalisation), dict(learned)
+    graph, ranges = fold(model, normalisation), {}
+    is_rounded = bool(form.grid and pixels is not None and not learned)
     if learned:  # its weights were trained for 8 bits, and stay
         graph = simplify(graph)
-    elif form.rounded and pixels is not None:
-        inputs = (pixels - np.asarray(normalisation.shift, np.float32)) * np.asarray(normalisation.scale, np.float32)
-        simple = simplify(graph)
-        measured = calibrate(simple, inputs, bits=8 if form.activations else 16, effort=effort)
-        graph, ranges = quantised(simple, {}, measured.weights), dict(measured.ranges)
-    ranges["image"] = _range_of_pixels(normalisation)
+        ranges = {name: bounds for name, bounds in learned.items() if part_of(name) not in keep_float}
+    elif is_rounded and pixels is not None:
+        graph, ranges = _rounded(graph, form, normalisation, pixels, effort, keep_float)
+    if "stem" not in keep_float:
+        ranges["image"] = _range_of_pixels(normalisation)
     for layer in graph.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:
             layer.convolution_op = _plain_convolution(layer)
@@ -187,6 +191,8 @@ def to_coreml(
         if interface == CLASSIFIER:
             probabilities = f"{len(names)} probabilities by label"
             value["contract"]["output"] = {"classLabel": "string", "classLabel_probs": probabilities}
+        if keep_float:
+            value["in_float"] = {"parts": list(keep_float)}
         return {**value, "oldest_system": system, "verified_by": _verified_by(found[0] if found else None)}
 
     def produce(scratch: Path) -> None:
@@ -202,7 +208,7 @@ def to_coreml(
                 ranges if form.activations else None,
             )
             if form.compress is not None:
-                package = _compress(coremltools, package, form)
+                package = _compress(coremltools, package, form, keep_float, is_rounded=is_rounded)
             if interface != CLASSIFIER:
                 package = _called(coremltools, package, output)
             _describe(package, model, quantize, author, licence, manifest({}))
@@ -256,17 +262,68 @@ def _check_form(quantize: str, target: str | None) -> tuple[Form, str]:
     return form, system
 
 
+def _rounded(
+    graph: keras.Model,
+    form: Form,
+    normalisation: Normalisation,
+    pixels: np.ndarray,
+    effort: str,
+    keep_float: Collection[str],
+) -> tuple[keras.Model, dict[str, tuple[float, float]]]:
+    """The graph with weights that a form can hold, and the ranges of its values where they are to be of 8 bits."""
+    inputs = (pixels - np.asarray(normalisation.shift, np.float32)) * np.asarray(normalisation.scale, np.float32)
+    simple = simplify(graph)
+    measured = calibrate(simple, inputs, bits=8 if form.activations else 16, effort=effort, grid=form.grid)
+    kept = {layer for part in keep_float for layer in units(simple)[part]}
+    weights = {name: own for name, own in measured.weights.items() if name not in kept}
+    return quantised(simple, {}, weights), dict(in_float(simple, measured, keep_float).ranges)
+
+
+def _check_kept(keep_float: Sequence[str], form: Form, quantize: str) -> None:
+    if keep_float and form.compress is None:
+        raise UsageError(f"keep_float= is for weights of fewer bits, not for {quantize!r}")
+    if isinstance(keep_float, str):
+        raise UsageError(f"keep_float={keep_float!r} must be a list of parts of the network: ['stem', 'head']")
+
+
 def _range_of_pixels(normalisation: Normalisation) -> tuple[float, float]:
     """Of 0..255 in every channel, once normalised."""
     shift, scale = np.asarray(normalisation.shift), np.asarray(normalisation.scale)
     return float((-shift * scale).min()), float(((255 - shift) * scale).max())
 
 
-def _compress(coremltools: Any, package: Any, form: Form) -> Any:
+def _compress(
+    coremltools: Any, package: Any, form: Form, keep_float: Collection[str] = (), *, is_rounded: bool = False
+) -> Any:
+    """The package, its weights packed but those of some parts; is_rounded: they have no more values than fit."""
     optimize = coremltools.optimize.coreml
     function, config = form.compress  # type: ignore[misc]
-    settings = getattr(optimize, config)(**form.settings)
-    return getattr(optimize, function)(package, optimize.OptimizationConfig(global_config=settings))
+    settings = dict(form.settings)
+    if is_rounded and "nbits" in settings:  # k-means would look at some of the weights, and move all of them
+        count = 1 << settings["nbits"]
+        settings |= {"mode": "custom", "nbits": None, "lut_function": lambda weights: _table(weights, count)}
+    whole = optimize.OptimizationConfig(global_config=getattr(optimize, config)(**settings))
+    if keep_float:
+        for name, weight in optimize.get_weights_metadata(package, weight_threshold=UNPACKED).items():
+            if any(part_of(reader.name) in keep_float for reader in weight.child_ops):
+                whole.set_op_name(name, None)
+    return getattr(optimize, function)(package, whole)
+
+
+def _table(weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The values of weights, the best `count` where there are more; and the place of each weight's own, in a row.
+
+    coremltools' mode "unique" counts them in float16, of which NumPy 2.4 sorts some ten thousand numbers wrongly on
+    processors with AVX512-VBMI2.
+    """
+    flat = weights.astype(np.float32).ravel()
+    values, places = np.unique(flat, return_inverse=True)
+    if len(values) > count:  # calibration left this tensor as it was
+        nearest = palette(flat[None], np.ones_like(flat[None]), count)
+        values, places = np.unique(nearest(0, slice(None), flat), return_inverse=True)
+    table = np.zeros(count, weights.dtype)
+    table[: len(values)] = values
+    return table, places.astype(np.uint8)
 
 
 def convert(

@@ -153,7 +153,7 @@ class values_in_bytes(AbstractGraphPass):
     def _range_of(self, var: Any, image: str) -> tuple[float, float] | None:
         operation = var.op
         if operation is None or _reads_pixels(operation, image):
-            return self.ranges[image]
+            return self.ranges.get(image)
         name = layer_of(var.name, self.ranges)
         if name is not None:
             return self.ranges[name]

@@ -5,11 +5,14 @@ Pure functions of arrays. Integers here are symmetric for weights (-127..127) an
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 # What is cut off errs one way, while rounding errs both ways and averages out in the sums behind: it counts for more.
 CUT = 4.0
 BLOCK = 128  # columns that are rounded before their error is carried to the rest
+LLOYD, BINS = 300, 64  # iterations for a palette, and bins of the weights' density that it begins with
 
 
 def clipped_range(values: np.ndarray, levels: int = 255, candidates: int = 48) -> tuple[float, float]:
@@ -36,18 +39,94 @@ def clipped_range(values: np.ndarray, levels: int = 255, candidates: int = 48) -
     return float(lows[i]), float(highs[j])
 
 
-def round_weights(weights: np.ndarray, moments: np.ndarray, damping: float = 0.01) -> np.ndarray:
+# The nearest values that a format has: (input, outputs, what stands there, [outputs]) to the same rounded.
+Nearest = Callable[[int, slice, np.ndarray], np.ndarray]
+
+
+def steps(weights: np.ndarray, most: int = 127, block: np.ndarray | None = None) -> Nearest:
+    """Whole multiples, from -most to most, of a scale for each output of weights [inputs, outputs].
+
+    block: [inputs], the number of the block that an input is in, for a scale a block. A scale is the largest of its
+    weights divided by `most`, and that weight stays, so that whoever quantises the result finds the same scale.
+    """
+    block = np.zeros(len(weights), int) if block is None else block
+    size = np.abs(weights)
+    largest = np.stack([size[block == i].max(axis=0) for i in range(block.max() + 1)])
+    scale = (largest / most).astype(np.float32)
+    scale[scale == 0] = 1.0
+    # The first of the largest, for there may be more of them.
+    stays = np.zeros(weights.shape, bool)
+    for i in range(len(largest)):
+        rows = np.flatnonzero(block == i)
+        stays[rows[size[rows].argmax(axis=0)], np.arange(weights.shape[1])] = True
+
+    def nearest(row: int, own: slice, values: np.ndarray) -> np.ndarray:
+        step = scale[block[row], own]
+        return np.where(stays[row, own], weights[row, own], np.clip(np.rint(values / step), -most, most) * step)
+
+    return nearest
+
+
+def palette(weights: np.ndarray, importance: np.ndarray, count: int, group: int = 0) -> Nearest:
+    """The values of a palette of `count` numbers for all weights [inputs, outputs], or for each `group` of outputs.
+
+    They are those that leave the least squared error where each weight counts as `importance`, of the same shape, says
+    (Lloyd's iteration), and are numbers of float16. Where weights are 0, 0 is one.
+    """
+    outputs = weights.shape[1]
+    group = group or outputs
+    tables = []
+    for start in range(0, outputs, group):
+        own = slice(start, start + group)
+        tables.append(_palette_of(weights[:, own].ravel(), importance[:, own].ravel(), count))
+    values = np.stack(tables)
+    middles, of = (values[:, 1:] + values[:, :-1]) / 2, np.arange(outputs) // group
+
+    def nearest(row: int, own: slice, x: np.ndarray) -> np.ndarray:
+        table = of[own]
+        if len(values) == 1:
+            return values[0, np.searchsorted(middles[0], x)]
+        return values[table, (x[:, None] > middles[table]).sum(axis=1)]
+
+    return nearest
+
+
+def _palette_of(weights: np.ndarray, importance: np.ndarray, count: int) -> np.ndarray:
+    order = np.argsort(weights, kind="stable")
+    x, counts = weights[order].astype(np.float64), importance[order].astype(np.float64)
+    sums, moments = (np.concatenate([[0], np.cumsum(part)]) for part in (counts, counts * x))
+    # Begin with the spacing that is best for many values: as dense as the cube root of the weights' density
+    # (Panter and Dite, 1951). From equal shares, tails would take hundreds of iterations.
+    heights, edges = np.histogram(x, BINS, weights=counts)
+    reached = np.concatenate([[0], np.cumsum(np.cbrt(heights))])
+    values = np.interp((np.arange(count) + 0.5) / count * reached[-1], reached, edges)
+    for _ in range(LLOYD):
+        ends = np.concatenate([[0], np.searchsorted(x, (values[1:] + values[:-1]) / 2), [len(x)]])
+        mass = np.diff(sums[ends])
+        values = np.where(mass > 0, np.diff(moments[ends]) / np.maximum(mass, 1e-300), values)
+    values = np.sort(values)
+    if (x == 0).any():
+        values[np.abs(values).argmin()] = 0
+    return values.astype(np.float16).astype(np.float32)
+
+
+def half(weights: np.ndarray, importance: np.ndarray) -> Nearest:
+    """0 for the half of all weights that does least, by size and the root of `importance`; the others as they are."""
+    worth = np.abs(weights) * np.sqrt(importance)
+    gone = worth <= np.partition(worth.ravel(), worth.size // 2 - 1)[worth.size // 2 - 1]
+    return lambda row, own, values: np.where(gone[row, own], 0, values)
+
+
+def round_weights(
+    weights: np.ndarray, moments: np.ndarray, nearest: Nearest, own: slice = slice(None), damping: float = 0.01
+) -> np.ndarray:
     """Weights [inputs, outputs] rounded so that what they answer, not they, changes least; float of the same shape.
 
     moments: [inputs, inputs], the covariance of the inputs that the rounded weights will see. Each weight is rounded in
-    turn and its error made up for by those that are still free (GPTQ, arXiv:2210.17323); `damping` of the mean variance
-    is added to each. The scale of an output is its largest weight divided by 127, and that weight stays, so that
-    whoever quantises the result finds the same scale. Weights that are 0 stay 0: they may have been pruned.
+    turn and its error made up for by those that are still free (GPTQ, arXiv:2210.17323; of pruning, arXiv:2301.00774);
+    `damping` of the mean variance is added to each. nearest: the values that there are; own: which of its outputs these
+    are. Weights that are 0 stay 0: they may have been pruned.
     """
-    scale = np.abs(weights).max(axis=0) / 127
-    scale[scale == 0] = 1.0
-    pinned = np.abs(weights).argmax(axis=0)
-    largest = weights[pinned, np.arange(weights.shape[1])]
     diagonal = np.diag(moments)
     order = np.argsort(-diagonal, kind="stable")
     moments = moments[np.ix_(order, order)] + damping * max(diagonal.mean(), 1e-30) * np.eye(
@@ -56,17 +135,14 @@ def round_weights(weights: np.ndarray, moments: np.ndarray, damping: float = 0.0
     # The upper Cholesky factor of the inverse holds, row by row, how the rest makes up for one weight's error.
     lower = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
     factor = _inverse_of_triangle(lower)
-    work, position = weights[order].astype(np.float32), np.argsort(order)[pinned]
+    work = weights[order].astype(np.float32)
     zero = work == 0
-    scale32 = scale.astype(np.float32)
     rounded = np.empty_like(work)
     for start in range(0, len(work), BLOCK):
         stop = min(start + BLOCK, len(work))
         errors = np.empty((stop - start, work.shape[1]), np.float32)
         for row in range(start, stop):
-            q = np.clip(np.rint(work[row] / scale32), -127, 127) * scale32
-            q = np.where(position == row, largest, q)
-            q = np.where(zero[row], 0, q)
+            q = np.where(zero[row], 0, nearest(int(order[row]), own, work[row]))
             error = (work[row] - q) / factor[row, row]
             work[row + 1 : stop] -= np.outer(factor[row, row + 1 : stop], error)
             rounded[row], errors[row - start] = q, error

@@ -15,8 +15,8 @@ import numpy as np
 
 from keras_resnet.depth import recursion_room
 from keras_resnet.errors import InputError, missing_extra
-from keras_resnet.export.calibration import CLUSTERS
 from keras_resnet.export.graph import WEIGHTED, consumers, rebuild, sources
+from keras_resnet.export.kernels import CLUSTERS
 
 EXTRA = "compress"
 EQUAL = 1e-5  # of the largest answer: sums of float32 in another order

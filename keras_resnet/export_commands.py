@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     one("--effort", default="normal", help="of rounding weights: low, normal (default) or high")
     one("--data", metavar="IMAGES", help="labelled images to verify the file on")
     one("--max-drop", type=float, metavar="POINTS", help="int8: keep parts in float to lose no more")
-    one("--keep-float", metavar="PARTS", help="int8: auto, or parts in float: stem,stage4_block2,head")
+    one("--keep-float", metavar="PARTS", help="parts in float: stem,stage4_block2,head; of tflite int8 also auto")
     one("--labels", metavar="FILE", help="a text file with a label a line")
     one("--author", default="", help="for the file's metadata")
     one("--licence", default="", help="for the file's metadata")
@@ -85,8 +85,8 @@ def _forms(options: argparse.Namespace) -> list[str]:
         raise UsageError("--target is for --format coreml: a .tflite file asks for no system")
     if options.format != "coreml" and options.interface:
         raise UsageError("--interface is for --format coreml: a .tflite file takes an array and gives a vector")
-    if options.format != "tflite" and (options.keep_float or options.max_drop is not None):
-        raise UsageError("--keep-float and --max-drop are for --format tflite")
+    if options.format != "tflite" and (options.keep_float == "auto" or options.max_drop is not None):
+        raise UsageError("--keep-float auto and --max-drop are for --format tflite")
     return forms
 
 
@@ -96,11 +96,13 @@ def _export(options: argparse.Namespace, model: Any, form: str, place: Path, lab
 
     same = ("scores", "calibration", "effort", "data", "author", "licence", "min_agreement")
     common: dict[str, Any] = {"quantize": form, "labels": labels, **{name: getattr(options, name) for name in same}}
+    is_alone = bool(Path(options.out).suffix)
+    packed = form not in ("float16", "float32") if options.format == "coreml" else form == "int8"
+    kept = (options.keep_float or "") if is_alone or packed else ""
+    parts = kept if kept == "auto" else [part for part in kept.split(",") if part]
+    drop = options.max_drop if is_alone or packed else None
     with silenced(not options.debug):
         if options.format == "coreml":
-            return to_coreml(model, place, target=options.target, interface=options.interface, **common).path
-        is_alone = bool(Path(options.out).suffix)
-        kept = (options.keep_float or "") if is_alone or form == "int8" else ""
-        parts = kept if kept == "auto" else [part for part in kept.split(",") if part]
-        drop = options.max_drop if is_alone or form == "int8" else None
+            system = {"target": options.target, "interface": options.interface}
+            return to_coreml(model, place, keep_float=parts, **system, **common).path
         return to_tflite(model, place, keep_float=parts, max_drop=drop, **common).path

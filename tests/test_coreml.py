@@ -15,13 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_resnet.errors import InputError, KerasResnetError, UsageError
 from keras_resnet.export import to_coreml, verify
+from keras_resnet.export.concrete import exact_normalisation, fold
 from keras_resnet.export.coreml import FORMS, TARGETS
-from keras_resnet.export.mil import layer_noise, open_package
+from keras_resnet.export.graph import simplify
+from keras_resnet.export.mil import Name, layer_noise, layer_of, open_package
 from keras_resnet.export.noise import relative
 from keras_resnet.export.prediction import open_answerer
+from keras_resnet.export.sensitivity import part_of
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.evaluation import scores_of
 from tests.test_export import FAMILY, images_of, network, photographs
@@ -30,6 +34,7 @@ pytest.importorskip("coremltools")
 
 # float16 has 11 bits, and a probability moves by about as much as its logit
 HALF, SINGLE = 3e-3, 1e-5
+ROOT = Path(__file__).parent.parent
 PADS = {"pre-activation, stride last": 1, "shortcut A": 1, "highway": 1}  # a pool below zero; channels of a shortcut
 BATCH_NORMS = {"pre-activation": 3, "pre-activation, stride last": 5}  # which no convolution stands before
 
@@ -97,14 +102,25 @@ def test_every_form_is_what_it_says_and_is_judged_by_replay(
     assert difference <= LARGEST.get(form, 1.0)
 
 
-def test_weights_that_were_rounded_with_images_lie_nearer_than_plain_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=pytest.mark.slow) if form in ("palette8", "palette4") else form
+        for form in FORMS
+        if FORMS[form].grid and not FORMS[form].activations
+    ],
+)
+def test_weights_that_were_rounded_with_images_answer_nearer_than_plain_ones(form: str, tmp_path: Path) -> None:
     model, pixels = network("basic", **WIDE), photographs(40)
-    noise = {}
+    noise, sizes = {}, {}
     for name, calibration in (("plain", None), ("rounded", images_of(pixels[:24]))):
         path = tmp_path / f"{name}.mlpackage"
-        package = open_package(to_coreml(model, path, quantize="int8", calibration=calibration).path)
-        noise[name] = layer_noise(package, model, pixels[24:])["scores"]
+        artifact = to_coreml(model, path, quantize=form, calibration=calibration, min_agreement=0)
+        noise[name] = layer_noise(open_package(artifact.path), model, pixels[24:])["scores"]
+        sizes[name] = (artifact.path / "Data" / "com.apple.CoreML" / "weights" / "weight.bin").stat().st_size
     assert noise["rounded"] < 0.8 * noise["plain"]
+    # coremltools finds the values that they were rounded to: where it had to pack more, the file would show it.
+    assert sizes["rounded"] == pytest.approx(sizes["plain"], rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["basic", "pre-activation", "highway", "shortcut A"])
@@ -135,6 +151,27 @@ def test_a_convolution_that_took_its_normalisation_in_is_compared_with_what_that
     assert max(noise.values()) <= 0.03
 
 
+@pytest.mark.parametrize("form", ["int8", "w8a8", "palette6"])
+def test_parts_that_are_named_stay_in_float(form: str, tmp_path: Path) -> None:
+    model, calibration = network("basic", **WIDE), images_of(photographs(24))
+    options: dict[str, Any] = {"quantize": form, "calibration": calibration, "min_agreement": 0}
+    artifact = to_coreml(model, tmp_path / "a.mlpackage", keep_float=["stem", "stage2_block1"], **options)
+    package = open_package(artifact.path)
+    packed = {
+        part_of(step.name) for step in package.steps if step.kind == "conv" and isinstance(step.inputs["weight"], Name)
+    }
+    assert packed == {"stage1_block1"}
+    rounded = {part_of(step.inputs["input"].name) for step in package.steps if step.kind == "quantize"}
+    assert rounded == ({"stage1_block1", "head"} if form == "w8a8" else set())
+    graph = simplify(fold(model, exact_normalisation(preprocessing_of(model))))
+    for step in package.steps:
+        if step.kind == "conv" and part_of(step.name) == "stage2_block1":
+            kernel = graph.get_layer(layer_of(step.name, {layer.name for layer in graph.layers})).get_weights()[0]
+            np.testing.assert_allclose(step.inputs["weight"].transpose(2, 3, 1, 0), kernel, rtol=1e-3, atol=1e-6)
+    assert artifact.read()["in_float"] == {"parts": ["stem", "stage2_block1"]}
+    assert "stage2_block1" in artifact.report.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_package_asks_for_the_system_that_was_named(target: str, tmp_path: Path) -> None:
     import coremltools
@@ -152,6 +189,8 @@ def test_a_package_asks_for_the_system_that_was_named(target: str, tmp_path: Pat
         ({"quantize": "int4", "target": "iOS16"}, "cannot hold 'int4' weights: iOS18 is the oldest that can"),
         ({"quantize": "int8", "target": "iOS15"}, "cannot hold 'int8' weights: iOS16"),
         ({"effort": "hgih"}, "unknown effort 'hgih'"),
+        ({"keep_float": ["stem"]}, "is for weights of fewer bits, not for 'float16'"),
+        ({"keep_float": "stem", "quantize": "int8"}, "must be a list of parts"),
     ],
 )
 def test_what_a_package_cannot_be_is_refused_before_anything_is_opened(
@@ -246,14 +285,27 @@ def test_nan_weights_are_said_and_nothing_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
-def test_random_damage_never_ends_the_process(whole: Path, tmp_path: Path) -> None:
+def test_random_damage_is_refused_or_answers_in_every_verb_and_never_ends_the_process(
+    exported: tuple[Any, Path], tmp_path: Path
+) -> None:
+    model, package = exported
+    model.save(tmp_path / "model.keras")
+    Image.fromarray(photographs(1)[0]).save(tmp_path / "a.png")
     program = """
 import sys, pathlib, shutil, random
 import numpy as np
 from keras_resnet.errors import KerasResnetError
-from keras_resnet.export.mil import open_package
+from keras_resnet.export import inspect, predict, verify
+from keras_resnet.weights import load_model
+from tests.test_export import images_of, photographs
 whole, scratch = map(pathlib.Path, sys.argv[1:])
-pixels = np.zeros((1, 32, 32, 3), np.uint8)
+model, pixels = load_model(scratch / "model.keras"), photographs(2)
+verbs = {
+    "inspect": inspect,
+    "verify": lambda path: verify(path, model, images_of(pixels)),
+    "predict": lambda path: predict(path, [scratch / "a.png"]),
+}
+refused = dict.fromkeys(verbs, 0)
 for seed in range(20):
     dice = random.Random(seed)
     path = shutil.copytree(whole, scratch / f"{seed}.mlpackage")
@@ -265,15 +317,19 @@ for seed in range(20):
         for _ in range(dice.randrange(1, 30)):
             content[dice.randrange(len(content))] = dice.randrange(256)
     file.write_bytes(content)
-    try:
-        open_package(path).answer(pixels)
-    except KerasResnetError:
-        pass
-print("alive")
+    for name, verb in verbs.items():
+        try:
+            verb(path)
+        except KerasResnetError:
+            refused[name] += 1
+print(*refused.values())
 """
-    command = [sys.executable, "-c", program, str(whole), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout == "alive\n", done.stderr[-2000:]
+    command = [sys.executable, "-c", program, str(package), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    refused = list(map(int, done.stdout.split()))
+    assert len(refused) == 3
+    assert all(6 <= times < 20 for times in refused), refused  # some changed bytes are weights, and answer
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from keras_resnet.export import converter, to_tflite
 from keras_resnet.export.calibration import calibrate, calibration_pixels
 from keras_resnet.export.concrete import fold, integer_normalisation
 from keras_resnet.export.graph import bounded_layers, quantised, simplify
-from keras_resnet.export.rounding import clipped_range, round_weights
+from keras_resnet.export.rounding import Nearest, clipped_range, half, palette, round_weights, steps
 from keras_resnet.export.verification import TfliteFile
 from keras_resnet.preprocessing import IMAGENET, Preprocessing, preprocessing_of
 from tests.test_export import (  # noqa: F401, for the fixture is used by its name
@@ -76,19 +77,66 @@ def test_rounded_weights_answer_nearer_than_the_nearest_ones_and_keep_their_scal
     weights = rng.normal(size=(200, 30)).astype(np.float32)
     weights[:, 3] = 0
     scale = np.abs(weights).max(axis=0) / 127
-    rounded = round_weights(weights, (x.T @ x / len(x)).astype(np.float32))
-    steps = rounded / np.where(scale == 0, 1, scale)
-    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+    rounded = round_weights(weights, (x.T @ x / len(x)).astype(np.float32), steps(weights))
+    places = rounded / np.where(scale == 0, 1, scale)
+    np.testing.assert_allclose(places, np.rint(places), atol=1e-3)
     np.testing.assert_allclose(np.abs(rounded).max(axis=0), np.abs(weights).max(axis=0))
     nearest = np.rint(weights / np.where(scale == 0, 1, scale)) * scale
     assert rms(x @ rounded - x @ weights) < 0.5 * rms(x @ nearest - x @ weights)
+
+
+NEAREST: dict[str, Callable[[np.ndarray, np.ndarray], Nearest]] = {
+    "4 bits in blocks": lambda weights, _: steps(weights, 7, np.arange(len(weights)) // 32),
+    "a palette": lambda weights, importance: palette(weights, importance, 16),
+    "a palette for each 8": lambda weights, importance: palette(weights, importance, 16, 8),
+    "half": half,
+}
+
+
+@pytest.mark.parametrize("kind", NEAREST)
+def test_weights_of_every_kind_of_value_answer_nearer_than_the_nearest_ones(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 40)) @ rng.normal(size=(40, 192))
+    weights = rng.normal(size=(192, 32)).astype(np.float32)
+    moments = (x.T @ x / len(x)).astype(np.float32)
+    alike, found = np.ones_like(weights), {}
+    found["nearest"] = np.stack(
+        [NEAREST[kind](weights, alike)(row, slice(None), values) for row, values in enumerate(weights)]
+    )
+    importance = np.repeat(np.diag(moments)[:, None], weights.shape[1], axis=1)
+    found["rounded"] = round_weights(weights, moments, NEAREST[kind](weights, importance))
+    errors = {name: rms(x @ given - x @ weights) for name, given in found.items()}
+    assert (
+        errors["rounded"] < (0.9 if kind == "half" else 0.5) * errors["nearest"]
+    )  # what is left must make up for half
+    for given in found.values():
+        match kind:
+            case "4 bits in blocks":
+                scale = np.abs(weights.reshape(6, 32, 32)).max(axis=1, keepdims=True) / 7
+                places = given.reshape(6, 32, 32) / scale
+                np.testing.assert_allclose(places, np.rint(places), atol=1e-4)
+                np.testing.assert_allclose(np.abs(places).max(axis=1), 7, rtol=1e-5)
+            case "a palette":
+                assert len(np.unique(given)) == 16
+            case "a palette for each 8":
+                assert [len(np.unique(given[:, i : i + 8])) for i in range(0, 32, 8)] == [16] * 4
+            case "half":
+                assert np.mean(given == 0) == 0.5
+
+
+def test_a_palette_leaves_no_more_error_than_equal_steps() -> None:
+    weights = np.random.default_rng(0).laplace(size=(400, 8)).astype(np.float32)
+    nearest = palette(weights, np.ones_like(weights), 64)
+    given = np.stack([nearest(row, slice(None), values) for row, values in enumerate(weights)])
+    low, step = weights.min(), np.ptp(weights) / 63
+    assert rms(given - weights) < 0.8 * rms(np.rint((weights - low) / step) * step + low - weights)
 
 
 def test_zeros_of_a_pruned_kernel_stay_zeros() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 10)) @ rng.normal(size=(10, 64))
     weights = rng.normal(size=(64, 8)).astype(np.float32) * (rng.random((64, 8)) < 0.5)
-    rounded = round_weights(weights, (x.T @ x / len(x)).astype(np.float32))
+    rounded = round_weights(weights, (x.T @ x / len(x)).astype(np.float32), steps(weights))
     assert not rounded[weights == 0].any()
     scale = np.abs(weights).max(axis=0) / 127
     nearest = np.rint(weights / scale) * scale

@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras_resnet.depth import recursion_room
 from keras_resnet.export.calibration import PROBABILITIES, Calibration
 from keras_resnet.export.graph import WEIGHTED, rebuild
+from keras_resnet.pointwise import guard
 
 LEAST_REACH = 0.05  # of the range that was measured: a learned one shrinks no further
 STEPS = 255  # of a range
@@ -82,7 +83,7 @@ def learnable(graph: keras.Model, start: Calibration) -> keras.Model:
     """
 
     def call(layer: keras.layers.Layer, x: Any) -> Any:
-        copy = layer.__class__.from_config(layer.get_config())
+        copy = guard(layer.__class__.from_config(layer.get_config()))
         if isinstance(layer, WEIGHTED):
             kernel, (rounded, bias) = layer.get_weights()[0], start.weights[layer.name]
             kept = (kernel != 0).astype(np.float32)

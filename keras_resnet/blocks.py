@@ -14,6 +14,7 @@ import keras
 from keras import layers
 
 from keras_resnet.normalisation import fuse
+from keras_resnet.pointwise import guard
 from keras_resnet.specs import EXPANSION, Spec
 
 Tensor = Any
@@ -48,7 +49,7 @@ class Parts:
         if stride > 1 and kernel > 1 and self.spec.padding == "symmetric":
             padding = "valid"
             x = layers.ZeroPadding2D(kernel // 2, data_format=CHANNELS_LAST, name=f"{name}_pad")(x)
-        return layers.Conv2D(
+        conv = layers.Conv2D(
             filters,
             kernel,
             strides=stride,
@@ -58,7 +59,8 @@ class Parts:
             data_format=CHANNELS_LAST,
             kernel_initializer="zeros" if zeros else self.initializer(),
             name=name,
-        )(x)
+        )
+        return guard(conv)(x)
 
     def norm(self, x: Tensor, name: str, *, zero_gamma: bool = False) -> Tensor:
         norm = layers.BatchNormalization(

@@ -26,6 +26,7 @@ from keras_resnet.errors import InputError, UsageError
 from keras_resnet.fitting import fit_tensors
 from keras_resnet.layers import CUSTOM_OBJECTS
 from keras_resnet.normalisation import fuse
+from keras_resnet.pointwise import guard
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.registry import WeightSet
 
@@ -128,7 +129,7 @@ def load_model(path: str | os.PathLike[str]) -> keras.Model:
             readers.check_ratio(archive)
             config = json.loads(archive.read("config.json"))
         with recursion_room(_count_layers(config)):
-            return fuse(keras.models.load_model(found, custom_objects=CUSTOM_OBJECTS, compile=False))
+            return guard(fuse(keras.models.load_model(found, custom_objects=CUSTOM_OBJECTS, compile=False)))
     except Exception as error:  # foreign bytes bring up anything
         raise InputError(f"{str(path)!r} cannot be loaded as a Keras model: {_first_line(error)}") from error
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
+from keras_resnet import cli
 from keras_resnet.errors import InputError, UsageError
 from keras_resnet.preprocessing import Preprocessing, preprocessing_of
 from keras_resnet.training import RECIPES, Recipe, Run, evaluate, open_images, train, trainer
@@ -42,6 +45,10 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(SMALL, colours, tmp_path_factory.mktemp("runs") / "a", progress=False)
+
+
+def contents(run: Run) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -146,15 +153,67 @@ def test_the_same_call_on_a_complete_run_trains_nothing(finished: Run, colours: 
     assert {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize("change", [{"epochs": 5}, {"seed": 1}])
-def test_a_run_of_another_recipe_is_not_overwritten(finished: Run, colours: Path, change: dict[str, int]) -> None:
-    with pytest.raises(InputError, match="holds a run with another recipe"):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"epochs": 5}, r"\(epochs: 4 there, 5 now\)"),
+        ({"seed": 1}, r"\(seed: 0 there, 1 now\)"),
+        ({"image_size": 20}, r"\(image_size: 16 there, 20 now\)"),
+        ({"network": {"momentum": 0.6}}, r"\(network: {'momentum': 0.5} there, {'momentum': 0.6} now\)"),
+    ],
+)
+def test_a_run_of_another_recipe_is_not_overwritten_and_what_differs_is_said(
+    finished: Run, colours: Path, change: dict[str, Any], said: str
+) -> None:
+    before = contents(finished)
+    with pytest.raises(InputError, match=f"holds a run with another recipe {said}"):
         train(dataclasses.replace(SMALL, **change), colours, finished.folder, progress=False)
+    assert contents(finished) == before
 
 
-def test_a_run_on_other_data_is_not_overwritten(finished: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds a run with another data"):
-        train(SMALL, colour_folder(tmp_path / "colours", seed=1), finished.folder, progress=False)
+def test_a_run_on_other_data_is_not_overwritten_and_what_differs_is_said(finished: Run, tmp_path: Path) -> None:
+    other = colour_folder(tmp_path / "colours", seed=1)  # as many pictures of the same names and classes
+    before, there = contents(finished), finished.read()["data"]["training"]["hash"]
+    with pytest.raises(InputError, match=f"holds a run with another data .*'hash': '{there}'}} there, .* now"):
+        train(SMALL, other, finished.folder, progress=False)
+    assert contents(finished) == before
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_images_of_other_classes_than_those_that_train_are_refused(colours: Path, tmp_path: Path, part: str) -> None:
+    other = colour_folder(tmp_path / "other")
+    (other / "red").rename(other / "violet")
+    with pytest.raises(UsageError, match=r"'other' has classes .*'violet'.*, but 'colours' .*'red'"):
+        train(SMALL, colours, tmp_path / "a", **{part: other}, progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_pictures_of_any_size_are_brought_to_that_of_the_recipe(colours: Path, tmp_path: Path) -> None:
+    for size in (8, 40):
+        recipe = dataclasses.replace(SMALL, image_size=size, epochs=1)
+        run = train(recipe, colours, tmp_path / str(size), progress=False)
+        assert load_model(run.model).input_shape == (None, size, size, 3)
+
+
+def test_nonsense_in_tf_config_is_said_before_anything_is_written(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["host1"]}, "task": {"type": "worker", "index": 0}}')
+    command = ["train", "--data", str(colours), "--run", str(tmp_path / "a")]
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err.startswith("keras-resnet: TF_CONFIG has worker 'host1': it must be host:port")
+    assert not (tmp_path / "a").exists()
+    assert cli.main([*command, "--strategy", "single", "--epochs", "1", "--image-size", "16"]) == 0  # which asks nobody
+
+
+def test_a_run_whose_epochs_bring_nothing_ends_early_and_is_whole(colours: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, learning_rate=1e-12, epochs=60, early_stopping=3)  # statistics alone still move
+    run = train(recipe, colours, tmp_path / "a", progress=False)
+    ranks = [(row["val_accuracy"], -row["val_loss"]) for row in run.read_history()]
+    assert 4 <= len(ranks) < 60
+    assert ranks.index(max(ranks)) == len(ranks) - 4
+    assert run.is_complete
+    assert len(train(recipe, colours, run.folder, progress=False).read_history()) == len(ranks)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(colours: Path, tmp_path: Path) -> None:
@@ -277,6 +336,7 @@ def test_ctrl_c_while_training_ends_with_130_and_the_same_command_finishes(colou
     shown = ""
     while "epoch 2," not in shown and (more := process.stderr.read(1)):  # the progress bar's own words
         shown += more
+    assert re.search(r"\d+:\d\d<\d+:\d\d, +[\d.]+image/s", shown)  # the time left, and how fast
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

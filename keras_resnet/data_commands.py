@@ -29,7 +29,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", help=f"show: one of {', '.join(RECIPES)} (default: digits)")
     parser.add_argument("--set", action="append", metavar="FIELD=VALUE", help="show: any field of the recipe")
     parser.add_argument("--step", type=int, metavar="N", help="show: the step whose batch it is (default: 0)")
-    parser.add_argument("--count", type=int, metavar="N", help="show: how many images (default: 25)")
+    parser.add_argument(
+        "--count",
+        type=int,
+        metavar="N",
+        help="show: how many images (default: 25); pack: at most so many, of each class alike (default: all)",
+    )
     parser.add_argument("--json", action="store_true", help="check: findings as JSON")
 
 
@@ -54,6 +59,10 @@ def _pack(options: argparse.Namespace) -> None:
     from keras_resnet.training.packing import IMAGES_PER_SHARD, pack
 
     images = open_images(options.sources[0], damaged=options.damaged)
+    if options.count is not None:
+        if options.count < len(images.classes):
+            raise UsageError(f"--count {options.count} must be {len(images.classes)} or more: an image of each class")
+        images = images.balanced_sample(options.count)
     number = IMAGES_PER_SHARD if options.images_per_shard is None else options.images_per_shard
     folder = pack(images, options.out, images_per_shard=number, progress=True)
     print(f"{folder}: {len(images):,} images of {len(images.classes)} classes in {-(-len(images) // number)} shards")
@@ -117,7 +126,7 @@ OPTIONS: Mapping[str, Any] = {
     "json": False,
 }
 ACTIONS: Mapping[str, tuple[Callable[[argparse.Namespace], None], tuple[str, ...]]] = {
-    "pack": (_pack, ("out", "damaged", "images_per_shard")),
+    "pack": (_pack, ("out", "damaged", "images_per_shard", "count")),
     "check": (_check, ("classes", "json")),
     "show": (_show, ("out", "damaged", "recipe", "set", "step", "count")),
 }

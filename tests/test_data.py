@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_resnet.errors import InputError, KerasResnetError, UsageError
+from keras_resnet.errors import InputError, UsageError
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training import open_images
 from keras_resnet.training.augment import Treatment
@@ -162,19 +162,31 @@ def test_a_folder_that_cannot_serve_is_refused_with_the_reason(tmp_path: Path, m
         open_images(tmp_path / "data")
 
 
+PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
+
+
 @pytest.mark.parametrize(
-    "arrays",
+    ("arrays", "said"),
     [
-        {"images": np.zeros((2, 4, 4, 3), np.float32), "labels": [0, 1]},
-        {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": [0, 1, 2]},
-        {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": [0, 5], "classes": ["a", "b"]},
-        {"pictures": np.zeros((2, 4, 4, 3), np.uint8)},
+        ({"images": PIXELS.astype(np.float32), "labels": [0, 1]}, "'images' must be uint8"),
+        ({"images": PIXELS, "labels": [0, 1, 2]}, "'labels' must be whole numbers, one an image"),
+        ({"images": PIXELS, "labels": [0, 5], "classes": ["a", "b"]}, "labels go from 0 to 5 .* for 2 classes"),
+        ({"images": PIXELS, "labels": [0, -1], "classes": ["a", "b"]}, "labels go from -1 to 0"),
+        ({"images": PIXELS, "labels": [0, 5]}, "with 2 values for 6 classes"),
+        ({"pictures": PIXELS}, "no .npz with arrays 'images' and 'labels'"),
     ],
 )
-def test_an_npz_that_cannot_serve_is_refused(tmp_path: Path, arrays: dict[str, object]) -> None:
+def test_an_npz_that_cannot_serve_is_refused(tmp_path: Path, arrays: dict[str, object], said: str) -> None:
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(KerasResnetError):
+    with pytest.raises(InputError, match=said):
         open_images(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("label", [-1, 3, 10**9])
+def test_images_of_a_label_outside_their_classes_are_refused_wherever_they_come_from(label: int) -> None:
+    labels = np.array([0, 1, 2, label, label])
+    with pytest.raises(InputError, match=f"image 3 has label {label}, but its classes are 0 to 2: 2 of 5 images"):
+        Images("five", ("a", "b", "c"), labels, list(PIXELS[[0] * 5]), Image.fromarray)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +313,15 @@ def test_a_zipped_archive_is_unzipped_once_and_anew_where_it_changed(
     packed(folder, archive)
     assert len(open_images(archive)) == 35
     assert "unzipped once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("root", ["photos", "", ".", "a/b"])
+def test_an_empty_class_folder_in_an_archive_is_refused_as_it_is_on_disk(
+    folder: Path, tmp_path: Path, root: str
+) -> None:
+    (folder / "violet").mkdir()
+    with pytest.raises(InputError, match=r"a\.tar': class folder 'violet' is empty"):
+        open_images(packed(folder, tmp_path / "a.tar", root))
 
 
 def wrong_archives(folder: Path, target: Path) -> dict[str, tuple[Path, str]]:

@@ -30,6 +30,19 @@ def test_packing_writes_shards_that_train_and_evaluate_take(
     assert cli.main(arguments) == 0  # again: all is there
 
 
+def test_some_images_of_each_class_are_packed_where_a_number_is_given(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count, found in ((10, [4, 3, 3]), (1000, [12, 12, 12])):
+        out = tmp_path / str(count)
+        assert cli.main(["data", "pack", str(folder), "--out", str(out), "--count", str(count)]) == 0
+        assert f"{sum(found)} images of 3 classes in 1 shards" in capsys.readouterr().out
+        assert np.bincount(open_images(out).labels).tolist() == found
+    again = tmp_path / "again"
+    assert cli.main(["data", "pack", str(folder), "--out", str(again), "--count", "10"]) == 0
+    assert open_images(again).hash == open_images(tmp_path / "10").hash  # the same ones every time
+
+
 def test_a_check_ends_with_0_for_good_data_and_1_for_bad(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +85,8 @@ def test_what_a_network_sees_is_a_grid_of_its_batch(
         (["pack", "a", "b", "--out", "x"], "`data pack` takes one source, not 2"),
         (["pack", "digits", "--out", "x", "--images-per-shard", "0"], "images_per_shard=0 must be 1 or more"),
         (["pack", "digits", "--out", "x", "--damaged", "maybe"], "unknown policy 'maybe'"),
+        (["pack", "digits", "--out", "x", "--count", "9"], "--count 9 must be 10 or more: an image of each class"),
+        (["check", "digits", "--count", "9"], "--count is not for `data check`"),
     ],
 )
 def test_wrong_use_is_refused_with_code_2(

@@ -365,12 +365,15 @@ def test_a_check_of_two_sources_finds_test_images_that_were_trained_on_and_class
     test = colour_folder(tmp_path / "test", count=3, size=(30, 24), seed=9)
     (test / "blue").rename(test / "mauve")
     shutil.copy(folder / "red" / "004.png", test / "red" / "leak.png")
+    for file in (test / "green").iterdir():
+        file.unlink()
     with tarfile.open(tmp_path / "test.tar", "w") as tar:
         tar.add(test, "test")
     for source in (test, tmp_path / "test.tar"):
         _, findings = check([folder, source])
         assert sorted((f.kind, f.file.split("/")[-1].split(": ")[-1]) for f in findings) == [
             ("duplicate", "leak.png"),
+            ("empty class", "green"),
             ("unknown class", "mauve"),
         ]
         assert "same pixels as" in next(f.detail for f in findings if f.kind == "duplicate")

@@ -81,8 +81,9 @@ def _list(source: Path) -> tuple[list[_Entry], list[str]]:
         files = [(path, path.relative_to(source).parts) for path in paths if not path.is_dir()]
         return [_Entry(str(path), parts[0] if len(parts) == 2 else "", path) for path, parts in files], folders
     if source.name.endswith(ARCHIVES) and source.is_file():
-        members = members_of(source)
-        return [_Entry(str(m), folder, m) for _, folder, m in members], sorted({f for _, f, _ in members} - {""})
+        members, empty = members_of(source)
+        folders = sorted({folder for _, folder, _ in members} - {""} | set(empty))
+        return [_Entry(str(m), folder, m) for _, folder, m in members], folders
     images = open_images(str(source))
     entries = [
         _Entry(images.name_of(place), images.classes[label], (images, place))

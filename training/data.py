@@ -99,7 +99,8 @@ def _open_folder(folder: Path, damaged: str) -> Images:
 def _open_archive(path: Path, damaged: str) -> Images:
     """The pictures of an archive, read in place; the folder that holds a picture is its class."""
     members, classes, roots = [], [], set()
-    for root, folder, member in members_of(path):
+    files, empty = members_of(path)
+    for root, folder, member in files:
         if not folder:
             raise InputError(f"data {str(path)!r}: {member.name!r} is in no class folder: pack a folder for each class")
         members.append(member)
@@ -113,6 +114,8 @@ def _open_archive(path: Path, damaged: str) -> Images:
             f"data {str(path)!r} has class folders in {first or 'the top'!r} and in {second!r}: "
             "pack the folder that holds the class folders alone"
         )
+    if empty:
+        raise InputError(f"data {str(path)!r}: class folder {empty[0]!r} is empty: put images in it or remove it")
     names = sorted(set(classes))
     position = {name: i for i, name in enumerate(names)}
     order = sorted(range(len(members)), key=lambda i: (position[classes[i]], members[i].name))
@@ -120,28 +123,34 @@ def _open_archive(path: Path, damaged: str) -> Images:
     return _proved(path.name.partition(".tar")[0], names, labels, [members[i] for i in order], damaged)
 
 
-def members_of(path: Path) -> list[tuple[str, str, Member]]:
-    """The files of a `.tar` or `.tar.gz` of class folders: (where the folder lies, the folder, the file).
+def members_of(path: Path) -> tuple[list[tuple[str, str, Member]], list[str]]:
+    """The files of a `.tar` or `.tar.gz` of class folders, (where the folder lies, the folder, the file), and the names
+    of class folders that are empty.
 
     Hidden files are left out. Raises InputError for what is no archive, is cut short, or holds other than files.
     """
     archive = path if path.suffix == ".tar" else _unzipped(path)
     try:
         with tarfile.open(archive, "r:") as tar:
-            files = [entry for entry in tar if not entry.isdir()]
+            entries = list(tar)
     except (OSError, tarfile.TarError, EOFError) as error:
         raise InputError(f"data {str(path)!r} is no archive that can be read: {error}") from error
-    found = []
-    for entry in files:
+    found, folders = [], []
+    for entry in entries:
         *root, folder, name = ["", *entry.name.removeprefix("./").split("/")]
         if name.startswith("."):
+            continue
+        if entry.isdir():
+            folders.append(("/".join([*root, folder]), name))
             continue
         if not entry.isreg() or entry.issparse():
             raise InputError(f"data {str(path)!r}: {entry.name!r} is a link or another special file: pack files alone")
         found.append(("/".join(root), folder, Member(archive, entry.name, entry.offset_data, entry.size)))
     if found and found[-1][2].offset + found[-1][2].size > archive.stat().st_size:
         raise InputError(f"data {str(path)!r} is cut short: {found[-1][2].name!r} goes past its end")
-    return found
+    filled = {(root, folder) for root, folder, _ in found if folder}
+    roots = {root for root, _ in filled}
+    return found, [name for root, name in folders if root in roots and (root, name) not in filled]
 
 
 def _proved(

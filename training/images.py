@@ -85,6 +85,14 @@ class Images:
     skipped: tuple[str, ...] = ()
     known_hash: str = ""  # where it was computed before, and the files are proved to be the same
 
+    def __post_init__(self) -> None:
+        outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
+        if len(outside):
+            raise InputError(
+                f"data {self.name!r}: image {outside[0]} has label {self.labels[outside[0]]}, but its classes are 0 to "
+                f"{len(self.classes) - 1}: {len(outside)} of {len(self.items)} images are of no class"
+            )
+
     def __len__(self) -> int:
         return len(self.items)
 

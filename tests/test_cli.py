@@ -71,6 +71,7 @@ def test_help_loads_neither_keras_nor_numpy() -> None:
             "unknown method 'quat' (--method)",
         ),
         (["compress", "a.keras", "--data", "digits", "--out", "x", "--epochs", "0"], "epochs=0 must be a whole number"),
+        (["compress", "a.keras", "--data", "digits", "--out", "x", "--augmentation", "flip"], "nearest are shift_flip"),
         (["verify", "a.tflite", "--model", "a.keras"], "--model and --data go together"),
         (["predict", "a.keras"], "the following arguments are required: IMAGE"),
         (["predict", "a.keras", "a.png", "--top", "0"], "--top 0 must be 1 or more"),

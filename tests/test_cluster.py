@@ -133,7 +133,20 @@ def test_a_cluster_names_its_own_address() -> None:
     assert Cluster(("a:1", "b:2"), 1, "TF_CONFIG").address == "b:2"
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or (os.cpu_count() or 1) < 2, reason="needs two cores")
+NEEDS_CORES = pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or (os.cpu_count() or 1) < 2, reason="needs two cores, on Linux"
+)
+
+
+def with_bound_threads(program: str) -> str:
+    """What a program prints that starts on all cores, where OMP_PROC_BIND is set."""
+    unpinned = "import os, sys; os.sched_setaffinity(0, range(os.cpu_count())); exec(sys.argv[1])"
+    environment = {**os.environ, "OMP_PROC_BIND": "true"}
+    command = [sys.executable, "-c", unpinned, program]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@NEEDS_CORES
 @pytest.mark.parametrize("first", ["keras_resnet.training", "keras, keras_resnet.training"])
 def test_a_trainer_has_all_cores_where_openmp_binds_its_threads(first: str) -> None:
     """What scikit-learn's libgomp does to the main thread is done here by hand, for it may be absent."""
@@ -146,8 +159,24 @@ def test_a_trainer_has_all_cores_where_openmp_binds_its_threads(first: str) -> N
         "from keras_resnet.training.strategy import open_place\n"
         "open_place(); print(len(os.sched_getaffinity(0)))"
     )
-    unpinned = "import os, sys; os.sched_setaffinity(0, range(os.cpu_count())); exec(sys.argv[1])"
-    environment = {**os.environ, "OMP_PROC_BIND": "true"}
-    command = [sys.executable, "-c", unpinned, program]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 1
+    assert int(with_bound_threads(program)) > 1
+
+
+@NEEDS_CORES
+@pytest.mark.parametrize("used_before", [False, True])
+def test_no_thread_of_a_trainer_is_left_on_one_core_by_libgomp_itself(used_before: bool) -> None:
+    """As in a notebook that has computed something before it trains: TensorFlow's threads are there by then."""
+    pytest.importorskip("sklearn")  # which brings libgomp
+    program = (
+        "import os, keras\n"
+        "print(len(os.sched_getaffinity(0)))\n"
+        f"{'keras.ops.matmul(*[keras.random.normal((300, 300))] * 2)' if used_before else ''}\n"
+        "from keras_resnet.training.strategy import open_place\n"
+        "open_place()\n"
+        "keras.ops.matmul(*[keras.random.normal((300, 300))] * 2)\n"
+        "print(min(len(os.sched_getaffinity(int(thread))) for thread in os.listdir('/proc/self/task')))"
+    )
+    bound, found = map(int, with_bound_threads(program).split())
+    if bound > 1:
+        pytest.skip("libgomp did not bind the thread that imports Keras")
+    assert found > 1

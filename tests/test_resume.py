@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keras_resnet import cli
 from keras_resnet.errors import InputError
 from keras_resnet.training import Recipe, Run, checkpoint, replay, session, train, trainer, verify_run
 from keras_resnet.training.interruption import locked
@@ -287,6 +289,22 @@ def test_steps_of_a_run_taken_again_give_what_it_has_stored(finished: Run) -> No
     found = verify_run(finished)
     assert found.is_equal
     assert (found.first, found.last) == (33, 5 * STEPS)
+
+
+def test_the_command_says_whether_a_run_can_be_taken_again(
+    finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify-run", str(finished.folder)]) == 0
+    assert f"steps 33 to {5 * STEPS} of {finished.folder} taken again" in capsys.readouterr().out
+    shutil.copytree(finished.folder, tmp_path / "a")
+    stored = checkpoint.newest(tmp_path / "a" / "checkpoints")
+    assert stored is not None
+    values = {**stored.values, "model00001": stored.values["model00001"] + 1e-3}
+    checkpoint.save(dataclasses.replace(stored, values=values), tmp_path / "a" / "checkpoints")
+    assert cli.main(["verify-run", str(tmp_path / "a"), "--json"]) == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["differing"] == ["model00001"]
+    assert "1 differ (model00001)" in shown.err
 
 
 def test_a_run_that_was_tampered_with_is_found_out(finished: Run, tmp_path: Path) -> None:

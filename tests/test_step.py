@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_resnet.errors import UsageError
 from keras_resnet.training import Images, Recipe, open_images
+from keras_resnet.training.recipes import recipe_of
 from keras_resnet.training.session import Session, open_session, part_of
 from keras_resnet.training.step import StepModel, Wishes, reduced
 from keras_resnet.training.strategy import Place, deterministic, open_place
@@ -179,6 +180,27 @@ def test_a_mixed_precision_learns_as_float32_does_and_gives_a_float32_network(
     assert keras.config.dtype_policy().name == "float32"
     assert found[precision]["loss"] == pytest.approx(found["float32"]["loss"], rel=0.2)
     assert found["float32"]["loss"] < 1.5  # log(10) = 2.3
+
+
+@pytest.mark.slow
+def test_float16_is_as_good_on_digits_as_float32_with_overflows_on_the_way() -> None:
+    held_out, training = open_images("digits").split(0.4)  # one digit is 0.14 points
+    accuracy: dict[str, list[float]] = {"float32": [], "mixed_float16": []}
+    for precision, found in accuracy.items():
+        for seed in (0, 1):
+            recipe = recipe_of("digits", precision=precision, image_size=16, batch_size=64, epochs=12, seed=seed)
+            run = open_session(recipe, training, held_out, Place())
+            scaling = run.model.optimizer
+            if precision == "mixed_float16":
+                scaling.dynamic_growth_steps = 20  # and not 2000, so that the scale soon is what float16 cannot hold
+            batches = run.batches(0)
+            for step in range(run.total):
+                run.step(step, batches)
+            overflows = run.total - int(scaling.iterations.numpy())
+            assert (1 < overflows < run.total / 10) == (precision == "mixed_float16")
+            found.append(run.validate()["val_accuracy"])
+    assert np.mean(accuracy["float32"]) > 0.98
+    assert np.mean(accuracy["mixed_float16"]) > np.mean(accuracy["float32"]) - 0.005
 
 
 def test_an_overflow_in_float16_changes_nothing_but_the_scale_of_the_loss(digits: list[Images]) -> None:

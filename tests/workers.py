@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,40 @@ def addresses(count: int) -> list[str]:
     for one in sockets:
         one.close()
     return found
+
+
+@contextlib.contextmanager
+def separate_networks() -> Iterator[tuple[list[str], list[list[str]], list[list[str]]]]:
+    """Two networks with nothing but a cable between them, as two machines have: addresses, how a command is started in
+    each, and how its end of the cable is pulled.
+
+    Raises OSError where this user or this system cannot make them.
+    """
+    names = [f"keras-resnet-{os.getpid()}-{i}" for i in range(2)]
+    inside = [["ip", "netns", "exec", name] for name in names]
+    made: list[str] = []
+    try:
+        for name in names:
+            _ip("netns", "add", name)
+            made.append(name)
+        _ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for i, name in enumerate(names):
+            _ip("-n", name, "address", "add", f"192.0.2.{i + 1}/24", "dev", "cable")  # of documentation: nobody's
+            for device in ("lo", "cable"):
+                _ip("-n", name, "link", "set", device, "up")
+        hosts = [f"192.0.2.{i + 1}:12345" for i in range(2)]
+        yield hosts, inside, [["ip", "-n", name, "link", "set", "cable", "down"] for name in names]
+    finally:
+        for name in made:  # the cable goes with its ends
+            _ip("netns", "delete", name)
+
+
+def _ip(*words: str) -> None:
+    if shutil.which("ip") is None:
+        raise OSError("there is no `ip`: install iproute2")
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
 def start(commands: Sequence[Sequence[str]], hosts: Sequence[str]) -> list[subprocess.Popen[str]]:
@@ -50,8 +86,18 @@ def ended(processes: Sequence[subprocess.Popen[str]], seconds: float = SECONDS) 
                 process.kill()
 
 
-def trained(count: int, steps: int, folder: Path, precision: str = "float32", **recipe: Any) -> list[dict[str, Any]]:
-    """What each of `count` workers has behind some steps: running losses, and all values of a checkpoint."""
+def trained(
+    count: int,
+    steps: int,
+    folder: Path,
+    precision: str = "float32",
+    places: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
+    **recipe: Any,
+) -> list[dict[str, Any]]:
+    """What each of `count` workers has behind some steps: running losses, and all values of a checkpoint.
+
+    places: the workers' addresses, and the words before each one's command; None for this machine.
+    """
     import numpy as np
 
     outs = [folder / f"{count}-{i}.npz" for i in range(count)]
@@ -59,7 +105,9 @@ def trained(count: int, steps: int, folder: Path, precision: str = "float32", **
     if count == 1:
         subprocess.run([*command, str(outs[0])], check=True)
     else:
-        for code, error in ended(start([[*command, str(out)] for out in outs], addresses(count))):
+        hosts, inside = places or (addresses(count), [[]] * count)
+        commands = [[*before, *command, str(out)] for before, out in zip(inside, outs, strict=True)]
+        for code, error in ended(start(commands, hosts)):
             assert code == 0, error
     return [dict(np.load(out)) for out in outs]
 

@@ -2,7 +2,7 @@
 so that the network's answers change least.
 
 Computed once on the simplified graph, whatever the format: layer by layer, the float network and the one that is
-quantised so far run side by side over the same images, so that each layer makes up for what those before it did.
+quantised so far run side by side over the same images, so that each layer is rounded for what it will really read.
 """
 
 from __future__ import annotations

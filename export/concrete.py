@@ -90,8 +90,8 @@ def integer_normalisation(preprocessing: Preprocessing) -> Normalisation:
 def check_exportable(model: keras.Model) -> Preprocessing:
     """What the images of a model need, after checking that a phone file can be made of it.
 
-    Raises InputError for a model without our stem or preprocessing, UsageError for one without a static size, with
-    other than three channels, or that gives anything but one vector an image.
+    Raises InputError for a model without our stem or preprocessing, or with weights that are no numbers; UsageError for
+    one without a static size, with other than three channels, or that gives anything but one vector an image.
     """
     preprocessing = preprocessing_of(model)
     if STEM not in {layer.name for layer in model.layers}:
@@ -109,6 +109,12 @@ def check_exportable(model: keras.Model) -> Preprocessing:
             f"model {model.name!r} has no classifier and gives no embedding: build it with include_top=True, or with "
             "pooling='avg'"
         )
+    for layer in model.layers:
+        if not all(np.isfinite(weight).all() for weight in layer.get_weights()):
+            raise InputError(
+                f"model {model.name!r}: weights of layer {layer.name!r} are no numbers: they are damaged, or training "
+                "diverged"
+            )
     answers_with(model)
     return preprocessing
 

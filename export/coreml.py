@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,9 @@ from keras_resnet.export.evidence import gather
 from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.kernels import PER_BLOCK, PER_TABLE, UNPACKED
 from keras_resnet.export.metadata import describe
-from keras_resnet.export.mil import open_package
+from keras_resnet.export.mil import layer_of, open_package
 from keras_resnet.export.rounding import palette
-from keras_resnet.export.sensitivity import check_parts, in_float, part_of, units
+from keras_resnet.export.sensitivity import check_parts, in_float, units
 from keras_resnet.export.targets import targets_of_package
 from keras_resnet.export.verification import Similarity, Verification, check_share, verify_package
 from keras_resnet.training.data import Images
@@ -53,13 +53,14 @@ from keras_resnet.training.runs import versions
 class Form:
     """One number format: the precision of the arithmetic, how weights are compressed, the oldest system that takes it.
 
-    compress: a function of coremltools.optimize.coreml, its configuration class and what is set in it; activations:
-    whether they are of 8 bits too; grid: the values that weights are rounded to before, where there are calibration
-    images, so that coremltools finds them and has nothing to round.
+    default: the oldest by default, where that is newer; compress: a function of coremltools.optimize.coreml, its
+    configuration class and what is set in it; activations: whether they are of 8 bits too; grid: the values that
+    weights are rounded to before, where there are calibration images: coremltools finds them and rounds nothing.
     """
 
     precision: str = "FLOAT16"
     oldest: str = "iOS15"
+    default: str = ""
     compress: tuple[str, str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     activations: bool = False
@@ -69,22 +70,24 @@ class Form:
 _LINEAR = ("linear_quantize_weights", "OpLinearQuantizerConfig")
 _PALETTE = ("palettize_weights", "OpPalettizerConfig")
 _PRUNE = ("prune_weights", "OpMagnitudePrunerConfig")
-_SYMMETRIC = {"mode": "linear_symmetric"}
+_SYMMETRIC, _KMEANS = {"mode": "linear_symmetric"}, {"mode": "kmeans"}
 
 _BLOCKS = {**_SYMMETRIC, "dtype": "int4", "granularity": "per_block", "block_size": PER_BLOCK}
-_KMEANS = {"mode": "kmeans"}
 _TABLES = {"granularity": "per_grouped_channel", "group_size": PER_TABLE}
+GROUPED = "iOS18"  # the first system on which a palette may be of some filters
 
 FORMS: Mapping[str, Form] = {
     "float16": Form(),
     "float32": Form("FLOAT32"),
-    "int8": Form("FLOAT16", "iOS16", _LINEAR, _SYMMETRIC, grid="steps"),
-    "w8a8": Form("FLOAT16", "iOS17", _LINEAR, _SYMMETRIC, activations=True, grid="steps"),
-    "int4": Form("FLOAT16", "iOS18", _LINEAR, _BLOCKS, grid="blocks"),
-    "palette8": Form("FLOAT16", "iOS16", _PALETTE, {**_KMEANS, "nbits": 8}, grid="palette8"),
-    "palette6": Form("FLOAT16", "iOS16", _PALETTE, {**_KMEANS, "nbits": 6}, grid="palette6"),
-    "palette4": Form("FLOAT16", "iOS18", _PALETTE, {**_KMEANS, **_TABLES, "nbits": 4}, grid="palette4"),
-    "prune": Form("FLOAT16", "iOS16", _PRUNE, {"target_sparsity": 0.5}, grid="half"),
+    "int8": Form(oldest="iOS16", compress=_LINEAR, settings=_SYMMETRIC, grid="steps"),
+    "w8a8": Form(oldest="iOS17", compress=_LINEAR, settings=_SYMMETRIC, activations=True, grid="steps"),
+    "int4": Form(oldest="iOS18", compress=_LINEAR, settings=_BLOCKS, grid="blocks"),
+    "palette8": Form(oldest="iOS16", compress=_PALETTE, settings={**_KMEANS, "nbits": 8}, grid="palette8"),
+    "palette6": Form(oldest="iOS16", compress=_PALETTE, settings={**_KMEANS, "nbits": 6}, grid="palette6"),
+    "palette4": Form(
+        oldest="iOS16", default=GROUPED, compress=_PALETTE, settings={**_KMEANS, "nbits": 4}, grid="palette4"
+    ),
+    "prune": Form(oldest="iOS16", compress=_PRUNE, settings={"target_sparsity": 0.5}, grid="half"),
 }
 CLASSIFIER, VECTOR, ARRAYS = INTERFACES = ("classifier", "vector", "arrays")
 TARGETS = ("iOS15", "iOS16", "iOS17", "iOS18", "iOS26")  # the same program for macOS 12 to 15 and 26
@@ -117,19 +120,21 @@ def to_coreml(
 ) -> Artifact:
     """Export a network to a Core ML package (ML program), and replay it where there are images to judge it on.
 
-    source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; path: the .mlpackage, with .labels.txt, .json and
-    .html beside it. quantize: "float16", "float32", or weights of fewer bits under float16 arithmetic: "int8",
+    source: a model, run folder, `.keras` file or "VARIANT:WEIGHTS"; path: the .mlpackage, with .labels.txt, .json
+    and .html beside it. quantize: "float16", "float32", or weights of fewer bits under float16 arithmetic: "int8",
     "int4", "palette8", "palette6", "palette4", "prune" (half of them 0); "w8a8": activations of 8 bits too, which
-    needs calibration. interface: "classifier", image in, `classLabel` and `classLabel_probs` out; "vector", image
-    in, `scores` or `embedding` out; "arrays", float32 [1, H, W, 3] in, RGB 0..255, the same out. Default the first,
-    the second for what a classifier cannot give: logits, and the embedding of a network without a head. scores:
-    "softmax", "sigmoid" or "logits", default the network's own, softmax where that is logits. target: the oldest
-    system, "iOS15" to "iOS26"; default iOS16, or what the form needs. calibration: images that weights are rounded
-    and ranges measured with, never those that it is judged on; effort: how long, "low", "normal" or "high". labels:
-    a distinct name a class; default those of the run or the images, else numbers. data: labelled images to replay
-    the package on; without, the calibration images serve. author, licence: go into the package's metadata, with the
+    needs calibration images, or a network that `compress` trained for int8. interface: "classifier", image in,
+    `classLabel` and `classLabel_probs` out; "vector", image in, `scores` or `embedding` out; "arrays", float32 [1,
+    H, W, 3] in, RGB 0..255, the same out. Default the first, the second for what a classifier cannot give: logits,
+    and the embedding of a network without a head. scores: "softmax", "sigmoid" or "logits", default the network's
+    own, softmax where that is logits. target: the oldest system, "iOS15" to "iOS26"; default iOS16, or what the
+    form needs; from iOS18 on palettes are of 16 filters each. calibration: images that weights are rounded and
+    ranges measured with, never those that it is judged on; effort: how long, "low", "normal" or "high". labels: a
+    distinct name a class; default those of the run or the images, else numbers. data: labelled images to replay the
+    package on; without, the calibration images serve. author, licence: go into the package's metadata, with the
     manifest. min_agreement: below this fraction of images on which package and network give the same class nothing
     is written, default 0.9; of embeddings, which need no labels, the mean cosine similarity, default 0.98.
+    keep_float: parts whose weights, and values of w8a8, stay in float16: "stem", "stage3_block2", "head".
 
     The package takes an RGB image `image` of the network's size, 0..255; the normalisation is inside, exact at the
     border. Core ML itself runs on macOS alone: what was measured is the replay's. Raises UsageError, InputError
@@ -160,13 +165,14 @@ def to_coreml(
     normalisation = Normalisation(whole.shift, (1 / preprocessing.scale,) * len(whole.shift))
     graph, ranges = fold(model, normalisation), {}
     is_rounded = bool(form.grid and pixels is not None and not learned)
+    layers = {layer.name for layer in graph.layers}
+    kept = {layer for part in keep_float for layer in units(graph)[part]}
     if learned:  # its weights were trained for 8 bits, and stay
         graph = simplify(graph)
-        ranges = {name: bounds for name, bounds in learned.items() if part_of(name) not in keep_float}
+        ranges = {name: bounds for name, bounds in learned.items() if name not in kept}
     elif is_rounded and pixels is not None:
         graph, ranges = _rounded(graph, form, normalisation, pixels, effort, keep_float)
-    if "stem" not in keep_float:
-        ranges["image"] = _range_of_pixels(normalisation)
+    in_bytes = {"ranges": ranges, "pixels": None if "stem" in keep_float else _range_of_pixels(normalisation)}
     for layer in graph.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:
             layer.convolution_op = _plain_convolution(layer)
@@ -205,13 +211,14 @@ def to_coreml(
                 names if interface == CLASSIFIER else None,
                 form.precision,
                 system,
-                ranges if form.activations else None,
+                in_bytes if form.activations else None,
             )
             if form.compress is not None:
-                package = _compress(coremltools, package, form, keep_float, is_rounded=is_rounded)
+                stays = (lambda name: layer_of(name, layers) in kept) if kept else None
+                package = _compress(coremltools, package, form, stays, is_rounded=is_rounded)
             if interface != CLASSIFIER:
                 package = _called(coremltools, package, output)
-            _describe(package, model, quantize, author, licence, manifest({}))
+            _describe(package, model, quantize, author, licence, _unverified(manifest({})))
             package.save(str(scratch))
             replayed = open_package(scratch)
             operations.extend((step.kind, step.name, str(step.dtype)) for step in replayed.steps)
@@ -224,8 +231,16 @@ def to_coreml(
     return write_artifact(place, produce, names, manifest, lambda value: usage.page(value, shown, operations))
 
 
+def _unverified(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as a package carries it, which is verified once it is written: what is not known yet is left out."""
+    later = ("verification", "accuracy_verified", "verified_by", "targets")
+    return {name: value for name, value in manifest.items() if name not in later}
+
+
 def _verified_by(found: Verification | Similarity | None) -> str:
-    if found is not None and found.native is not None and not found.native.remark:
+    if found is None:
+        return "nothing: no images were given"
+    if found.native is not None and not found.native.remark:
         return "replay on the CPU, and Core ML on macOS"
     return "replay on the CPU; Core ML itself was not run"
 
@@ -256,9 +271,11 @@ def _check_form(quantize: str, target: str | None) -> tuple[Form, str]:
     form = FORMS[quantize]
     if target is not None and target not in TARGETS:
         raise unknown("system", target, TARGETS, where="target=")
-    system = target or max(DEFAULT_TARGET, form.oldest)
+    system = target or max(DEFAULT_TARGET, form.oldest, form.default)
     if system < form.oldest:
-        raise UsageError(f"target={target!r} cannot hold {quantize!r} weights: {form.oldest} is the oldest that can")
+        raise UsageError(f"target={target!r} cannot hold {quantize!r}: {form.oldest} is the oldest that can")
+    if form.compress is _PALETTE and system >= GROUPED:
+        form = replace(form, settings={**form.settings, **_TABLES}, grid=form.grid.replace("palette", "palettes"))
     return form, system
 
 
@@ -293,9 +310,17 @@ def _range_of_pixels(normalisation: Normalisation) -> tuple[float, float]:
 
 
 def _compress(
-    coremltools: Any, package: Any, form: Form, keep_float: Collection[str] = (), *, is_rounded: bool = False
+    coremltools: Any,
+    package: Any,
+    form: Form,
+    stays: Callable[[str], bool] | None = None,
+    *,
+    is_rounded: bool = False,
 ) -> Any:
-    """The package, its weights packed but those of some parts; is_rounded: they have no more values than fit."""
+    """The package, its weights packed but those that an operation whose name `stays` reads.
+
+    is_rounded: they have no more values than fit.
+    """
     optimize = coremltools.optimize.coreml
     function, config = form.compress  # type: ignore[misc]
     settings = dict(form.settings)
@@ -303,9 +328,9 @@ def _compress(
         count = 1 << settings["nbits"]
         settings |= {"mode": "custom", "nbits": None, "lut_function": lambda weights: _table(weights, count)}
     whole = optimize.OptimizationConfig(global_config=getattr(optimize, config)(**settings))
-    if keep_float:
+    if stays is not None:
         for name, weight in optimize.get_weights_metadata(package, weight_threshold=UNPACKED).items():
-            if any(part_of(reader.name) in keep_float for reader in weight.child_ops):
+            if any(stays(reader.name) for reader in weight.child_ops):
                 whole.set_op_name(name, None)
     return getattr(optimize, function)(package, whole)
 
@@ -333,21 +358,21 @@ def convert(
     labels: Sequence[str] | None,
     precision: str,
     system: str = DEFAULT_TARGET,
-    ranges: Mapping[str, tuple[float, float]] | None = None,
+    in_bytes: Mapping[str, Any] | None = None,
 ) -> Any:
     """Run coremltools on a concrete function that reads (pixels - shift) * scale; returns its MLModel.
 
-    normalisation: None for one that reads pixels, from an array; labels: None for a vector out; ranges: by layer, for
-    values of 8 bits.
+    normalisation: None for one that reads pixels, from an array; labels: None for a vector out; in_bytes: the options
+    of `mil_passes.values_in_bytes`, None for values in floating point.
     """
     from keras_resnet.export import mil_passes  # registers them
 
     pipeline = coremltools.PassPipeline.DEFAULT
     for name in mil_passes.NAMES:
         pipeline.append_pass(name)
-    if ranges is not None:
+    if in_bytes is not None:
         pipeline.append_pass(mil_passes.IN_BYTES)
-        pipeline.set_options(mil_passes.IN_BYTES, {"ranges": ranges})
+        pipeline.set_options(mil_passes.IN_BYTES, in_bytes)
     shape = tuple(function.structured_input_signature[0][0].shape)
     numbers: Any = coremltools.precision[precision]
     if normalisation is None:

@@ -14,6 +14,7 @@ from keras_resnet.export.rounding import Nearest, half, palette, round_weights, 
 
 CLUSTERS = 16  # values that a filter of a clustered network has
 UNPACKED = 2048  # weights of a tensor that coremltools leaves alone, up to
+LEAST = 1e-6  # of the mean importance, that a weight has which no calibration image reaches
 AT_ONCE = 2048  # places of an activation
 PER_BLOCK, PER_TABLE = 32, 16  # inputs that share a scale of 4 bits, filters that share a palette of 16
 
@@ -39,11 +40,13 @@ GRIDS: Mapping[str, Grid] = {
         lambda flat, channels, _: steps(flat, 7, np.arange(len(flat)) % channels // PER_BLOCK),
         lambda kernel: kernel.size > UNPACKED and kernel.shape[-2] % PER_BLOCK == 0,
     ),
-    "palette8": Grid(_of_a_palette(8)),
-    "palette6": Grid(_of_a_palette(6)),
-    "palette4": Grid(
-        _of_a_palette(4, PER_TABLE), lambda kernel: kernel.size > UNPACKED and kernel.shape[-1] % PER_TABLE == 0
-    ),
+    **{f"palette{bits}": Grid(_of_a_palette(bits)) for bits in (8, 6, 4)},
+    **{  # a palette for so many filters
+        f"palettes{bits}": Grid(
+            _of_a_palette(bits, PER_TABLE), lambda kernel: kernel.size > UNPACKED and kernel.shape[-1] % PER_TABLE == 0
+        )
+        for bits in (8, 6, 4)
+    },
     "half": Grid(lambda flat, _, importance: half(flat, importance)),
 }
 
@@ -79,6 +82,7 @@ def _rounded_kernel(
     moments = _moments(layer, x, max(count, len(flat)), rng)
     outputs = kernel.shape[-1] // len(moments)
     importance = np.repeat(np.stack([np.diag(m) for m in moments], axis=1), outputs, axis=1)
+    importance = np.maximum(importance, LEAST * importance.mean() or 1.0)
     nearest = GRIDS[grid].values(flat, channels, importance)
     for group, moment in enumerate(moments):
         own = slice(group * outputs, (group + 1) * outputs)

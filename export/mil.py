@@ -1,7 +1,7 @@
 """A Core ML package read back and replayed: its operations one by one, in NumPy, with the rounding that it declares.
 
-Core ML itself runs on macOS alone. The replay is a verifier: it reads the bytes that were written, decompresses the
-weights by its own arithmetic and computes what the program says.
+Core ML itself runs on macOS alone. The replay is a verifier: coremltools reads the package that was written, weights
+are decompressed by arithmetic of our own, and what the program says is computed.
 """
 
 from __future__ import annotations
@@ -158,6 +158,8 @@ def open_package(path: str | os.PathLike[str], *, replayable: bool = True) -> Pa
         image, size, order, channels_first = _input_of(spec)
         steps = tuple(_steps(function))
         scores, labels = _output_of(function, steps)
+        if scores not in {step.name for step in steps}:
+            raise ValueError(f"its output {scores!r} is not computed")
     except InputError:
         raise
     except Exception as error:  # foreign bytes bring up anything
@@ -269,8 +271,8 @@ def layer_noise(package: Package, model: keras.Model, pixels: np.ndarray) -> dic
 
     pixels: uint8 [n, height, width, 3]. A layer is found by its name, which coremltools keeps within its own; layers
     that became a part of another are not there: a convolution is what its normalisation gives where that went into it.
-    "scores" comes last, and alone where coremltools has divided values
-    inside a residual sum by a scale, which then is 1.
+    "scores" comes last, and alone where coremltools has divided values inside a residual sum by a scale, which then is
+    1.
     """
     layers = {layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)}
     found = {name: value for step, value in package.replay(pixels) if (name := layer_of(step.name, layers))}

@@ -102,6 +102,12 @@ def reshape(inputs: Mapping[str, Any]) -> Array:
     return x.reshape(len(x) if shape[0] == 1 else shape[0], *shape[1:])
 
 
+def concat(inputs: Mapping[str, Any]) -> Array:
+    if inputs.get("interleave"):
+        raise ValueError("interleave")
+    return np.concatenate(inputs["values"], axis=int(inputs["axis"]))
+
+
 def slice_by_index(inputs: Mapping[str, Any]) -> Array:
     x = inputs["x"]
     masks = {name: np.resize(inputs.get(name, False), x.ndim) for name in ("begin_mask", "end_mask", "squeeze_mask")}
@@ -243,7 +249,7 @@ OPERATIONS: Mapping[str, Callable[[Mapping[str, Any]], Array]] = {
     "reshape": reshape,
     "squeeze": lambda inputs: np.squeeze(inputs["x"], tuple(map(int, inputs["axes"]))),
     "expand_dims": lambda inputs: np.expand_dims(inputs["x"], tuple(map(int, inputs["axes"]))),
-    "concat": lambda inputs: np.concatenate(inputs["values"], axis=int(inputs["axis"])),
+    "concat": concat,
     "slice_by_index": slice_by_index,
     "quantize": quantize,
     "dequantize": dequantize,

@@ -123,9 +123,8 @@ class values_in_bytes(AbstractGraphPass):
     Scores stay as they are: nothing reads them that computes in bytes, and equal ones could not be told apart.
     """
 
-    ranges: Mapping[str, tuple[float, float]] = MappingProxyType(
-        {}
-    )  # by layer; of normalised pixels by the input's name
+    ranges: Mapping[str, tuple[float, float]] = MappingProxyType({})  # by layer
+    pixels: tuple[float, float] | None = None  # of normalised pixels; None: they stay in floating point
 
     def apply(self, program: Any) -> None:
         for function in program.functions.values():
@@ -153,7 +152,7 @@ class values_in_bytes(AbstractGraphPass):
     def _range_of(self, var: Any, image: str) -> tuple[float, float] | None:
         operation = var.op
         if operation is None or _reads_pixels(operation, image):
-            return self.ranges.get(image)
+            return self.pixels
         name = layer_of(var.name, self.ranges)
         if name is not None:
             return self.ranges[name]

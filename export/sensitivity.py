@@ -26,12 +26,6 @@ def units(graph: keras.Model) -> dict[str, list[str]]:
     return found
 
 
-def part_of(name: str) -> str:
-    """The part that a value of a program belongs to, whose name holds that of its layer; "" for none."""
-    match = UNIT.search(name)
-    return match[0] if match else ""
-
-
 def check_parts(model: keras.Model, kept: Collection[str]) -> None:
     """Raise UsageError where a name is no part of a network."""
     parts = units(model)

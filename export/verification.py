@@ -387,6 +387,11 @@ def verify_package(
     Raises ExportError where they agree on too few.
     """
     scores = package.answer(pixels)
+    if scores.shape[1:] != model.outputs[0].shape[1:]:
+        raise InputError(
+            f"{package.path.name!r} gives {scores.shape[-1]} numbers, model {model.name!r} "
+            f"{model.outputs[0].shape[-1]}: it is another's"
+        )
     if not np.isfinite(scores).all():
         raise ExportError("the package gives scores that are no numbers: look for NaN weights, or use 'float32'")
     noise = package_noise(package, model, pixels[:IMAGES])
@@ -403,8 +408,13 @@ def _with_native(
     if least is None:
         least = MIN_COSINE if isinstance(result, Similarity) else MIN_AGREEMENT
     if found is not None and found.agreement is not None and found.agreement < least:
+        measure = (
+            f"gives embeddings of a mean cosine similarity of {found.agreement:.3f}, below {least},"
+            if isinstance(result, Similarity)
+            else f"agrees with the network on {found.agreement:.1%} of {result.count} images, below {least:.0%},"
+        )
         raise ExportError(
-            f"Core ML itself agrees with the network on {found.agreement:.1%} of {result.count} images, below "
-            f"{least:.0%}, though the replay of the package does: please report this, with `keras-resnet verify --json`"
+            f"Core ML itself {measure} though the replay of the package does not: please report this, with "
+            "`keras-resnet verify --json`"
         )
     return replace(result, native=found)

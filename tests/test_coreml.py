@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_resnet.errors import InputError, KerasResnetError, UsageError
+from keras_resnet.errors import InputError, UsageError
 from keras_resnet.export import to_coreml, verify
 from keras_resnet.export.concrete import exact_normalisation, fold
 from keras_resnet.export.coreml import FORMS, TARGETS
@@ -25,7 +27,7 @@ from keras_resnet.export.graph import simplify
 from keras_resnet.export.mil import Name, layer_noise, layer_of, open_package
 from keras_resnet.export.noise import relative
 from keras_resnet.export.prediction import open_answerer
-from keras_resnet.export.sensitivity import part_of
+from keras_resnet.export.sensitivity import units
 from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.evaluation import scores_of
 from tests.test_export import FAMILY, images_of, network, photographs
@@ -130,8 +132,10 @@ def test_every_value_that_is_computed_with_lies_in_bytes_from_zero(name: str, tm
     package = open_package(to_coreml(model, path, quantize="w8a8", calibration=calibration, min_agreement=0).path)
     made = {step.name: step for step in package.steps}
     for step in package.steps:
-        if step.kind in ("conv", "linear"):
-            assert made[step.inputs["x"].name].kind in ("dequantize", "max_pool", "avg_pool", "pad")
+        if step.kind in ("conv", "linear", "max_pool", "reduce_mean"):
+            assert made[step.inputs["x"].name].kind == "dequantize"
+        if step.kind == "add" and step.name != "image__biased__":
+            assert {made[step.inputs[side].name].kind for side in "xy"} == {"dequantize"}
         if step.kind == "quantize":
             assert not np.any(step.inputs.get("zero_point", 0))
             never_negative = made[step.inputs["input"].name].kind in ("relu", "sigmoid")
@@ -151,9 +155,46 @@ def test_a_convolution_that_took_its_normalisation_in_is_compared_with_what_that
     assert max(noise.values()) <= 0.03
 
 
+@pytest.mark.parametrize(
+    ("form", "target", "groups", "made_for"),
+    [
+        ("palette6", None, 1, "iOS16"),
+        ("palette6", "iOS18", 2, "iOS18"),
+        ("palette4", None, 2, "iOS18"),
+        ("palette4", "iOS16", 1, "iOS16"),
+    ],
+)
+def test_palettes_are_of_some_filters_where_the_system_can_have_that(
+    form: str, target: str | None, groups: int, made_for: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"calibration": images_of(photographs(24)), "min_agreement": 0, "target": target}
+    artifact = to_coreml(network("basic", **WIDE), tmp_path / "a.mlpackage", quantize=form, **options)
+    tables = [s.inputs["lut"] for s in open_package(artifact.path).steps if s.kind == "constexpr_lut_to_dense"]
+    assert tables[0].shape[0] == (groups if groups > 1 else 1 << int(form[-1]))  # of the stem: 32 filters
+    assert artifact.read()["oldest_system"] == made_for
+
+
+@pytest.mark.parametrize("name", ["image_classifier", "ecosystem_headcount"])
+def test_the_name_of_a_network_is_not_taken_for_that_of_a_layer(name: str, tmp_path: Path) -> None:
+    found = []
+    for called in (name, "plainly"):
+        keras.utils.set_random_seed(0)
+        model, calibration = network("basic", **WIDE, name=called), images_of(photographs(24))
+        options: dict[str, Any] = {"calibration": calibration, "keep_float": ["head"], "min_agreement": 0}
+        package = open_package(to_coreml(model, tmp_path / f"{called}.mlpackage", quantize="w8a8", **options).path)
+        found.append([(s.kind, s.inputs.get("scale"), s.inputs.get("output_dtype")) for s in package.steps])
+    assert repr(found[0]) == repr(found[1])
+
+
 @pytest.mark.parametrize("form", ["int8", "w8a8", "palette6"])
 def test_parts_that_are_named_stay_in_float(form: str, tmp_path: Path) -> None:
     model, calibration = network("basic", **WIDE), images_of(photographs(24))
+    graph = simplify(fold(model, exact_normalisation(preprocessing_of(model))))
+    layers = {layer: part for part, names in units(graph).items() for layer in names}
+
+    def part_of(value: str) -> str:
+        return layers[layer_of(value, layers) or ""]
+
     options: dict[str, Any] = {"quantize": form, "calibration": calibration, "min_agreement": 0}
     artifact = to_coreml(model, tmp_path / "a.mlpackage", keep_float=["stem", "stage2_block1"], **options)
     package = open_package(artifact.path)
@@ -163,10 +204,9 @@ def test_parts_that_are_named_stay_in_float(form: str, tmp_path: Path) -> None:
     assert packed == {"stage1_block1"}
     rounded = {part_of(step.inputs["input"].name) for step in package.steps if step.kind == "quantize"}
     assert rounded == ({"stage1_block1", "head"} if form == "w8a8" else set())
-    graph = simplify(fold(model, exact_normalisation(preprocessing_of(model))))
     for step in package.steps:
         if step.kind == "conv" and part_of(step.name) == "stage2_block1":
-            kernel = graph.get_layer(layer_of(step.name, {layer.name for layer in graph.layers})).get_weights()[0]
+            kernel = graph.get_layer(layer_of(step.name, layers)).get_weights()[0]
             np.testing.assert_allclose(step.inputs["weight"].transpose(2, 3, 1, 0), kernel, rtol=1e-3, atol=1e-6)
     assert artifact.read()["in_float"] == {"parts": ["stem", "stage2_block1"]}
     assert "stage2_block1" in artifact.report.read_text(encoding="utf-8")
@@ -212,7 +252,7 @@ def test_a_package_can_be_read_by_others_and_leaves_nothing_in_the_temporary_fol
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     calibration = images_of(photographs(24))
     path = to_coreml(network("basic"), tmp_path / "out" / "a.mlpackage", quantize="w8a8", calibration=calibration).path
-    assert list((tmp_path / "temporary").rglob("*.mlpackage")) == []
+    assert list((tmp_path / "temporary").rglob("*")) == []
     assert sorted(entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")) == []
     for entry in [path, *path.rglob("*")]:
         assert entry.stat().st_mode & 0o444 == 0o444
@@ -276,13 +316,38 @@ def test_a_harmed_package_is_refused_by_name(harm: str, whole: Path, tmp_path: P
         open_package(path)
 
 
-def test_nan_weights_are_said_and_nothing_is_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["float16", "int8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_named_and_nothing_is_written(form: str, value: float, tmp_path: Path) -> None:
     model = network("basic")
     layer = model.get_layer("stage1_block1_conv1")
-    layer.set_weights([np.full_like(layer.get_weights()[0], np.nan)])
-    with pytest.raises(KerasResnetError):
-        to_coreml(model, tmp_path / "out" / "a.mlpackage", data=images_of(photographs(8)))
-    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+    layer.set_weights([np.full_like(layer.get_weights()[0], value)])
+    with pytest.raises(InputError, match="weights of layer 'stage1_block1_conv1' are no numbers"):
+        to_coreml(model, tmp_path / "out" / "a.mlpackage", quantize=form)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_package_of_other_classes_is_another_networks(exported: tuple[Any, Path]) -> None:
+    _, whole = exported
+    with pytest.raises(InputError, match=r"a\.mlpackage' gives 5 numbers, model 'resnet18' 7: it is another's"):
+        verify(whole, network("basic", classes=7), images_of(photographs(10), classes=7))
+
+
+def test_a_package_says_who_made_it_and_what_it_is(tmp_path: Path) -> None:
+    import coremltools
+
+    about = {"author": "A. Nother", "licence": "Apache-2.0"}
+    artifact = to_coreml(network("basic"), tmp_path / "a.mlpackage", **about)  # type: ignore[arg-type]
+    model = coremltools.models.MLModel(str(artifact.path), skip_model_load=True)
+    assert (model.author, model.license) == ("A. Nother", "Apache-2.0")
+    assert model.version
+    assert model.short_description.startswith("resnet18 as float16")
+    assert "RGB" in model.input_description["image"]
+    assert set(model.output_description) == {"classLabel", "classLabel_probs"}
+    inside = json.loads(model.user_defined_metadata["keras_resnet.manifest"])
+    assert inside["model"] == artifact.read()["model"]
+    assert not {"verification", "verified_by"} & inside.keys()  # of what was not run yet nothing is said
+    assert artifact.read()["verified_by"] == "nothing: no images were given"
 
 
 def test_random_damage_is_refused_or_answers_in_every_verb_and_never_ends_the_process(

@@ -14,6 +14,7 @@ import pytest
 import keras_resnet
 from keras_resnet.export import inspect, to_coreml, to_tflite
 from keras_resnet.export.answers import answering
+from keras_resnet.export.graph import sole_readers
 from keras_resnet.export.mil import open_package
 from keras_resnet.export.probe import probe
 from keras_resnet.export.tflite_graph import read_graph
@@ -57,6 +58,16 @@ def whole(name: str) -> keras.Model:
     return model
 
 
+KINDS = {
+    *("mul", "add", "cast", "conv", "relu", "max_pool", "avg_pool", "batch_norm", "reduce_mean", "linear", "matmul"),
+    *("pad", "concat"),  # channels of shortcut A, and pools of values below zero
+}
+
+
+def blocks(name: str) -> int:
+    return sum(VARIANTS[name].depths)
+
+
 def noise(answers: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(np.mean((answers - wanted) ** 2) / np.mean(wanted**2)))
 
@@ -93,11 +104,14 @@ def test_every_variant_becomes_a_package_that_answers_as_it_does(name: str, tmp_
     assert noise(package.answer(pixels), scores_of(answering(model, "logits"))(pixels)) <= NOISE["coreml"]
     kinds = Counter(step.kind for step in package.steps)
     assert kinds["transpose"] == 0
-    spec = VARIANTS[name]
-    convolutions = {"basic": 2, "bottleneck": 3}[spec.block] * sum(spec.depths)
-    assert kinds["conv"] >= convolutions + 1
-    if not spec.preactivation:
-        assert kinds["batch_norm"] == 0
+    assert set(kinds) <= KINDS, set(kinds) - KINDS
+    readers = sole_readers(model)
+    folded = {r.name for s, r in readers.items() if isinstance(model.get_layer(s), keras.layers.Conv2D)}
+    norms = [layer.name for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert kinds["batch_norm"] == len([norm for norm in norms if norm not in folded])
+    assert kinds["conv"] == len([layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)])
+    assert kinds["linear"] + kinds["matmul"] == 1  # the latter where no bias is left
+    assert kinds["add"] == 1 + (0 if VARIANTS[name].shortcut == "none" else blocks(name))  # one of the normalisation
 
 
 # Random networks say little of those whose parts quantise unevenly: these are trained.

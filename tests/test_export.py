@@ -76,9 +76,9 @@ def converter_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(converter, "run", convert_here)
 
 
-def network(name: str, **changes: Any) -> keras.Model:
+def network(member: str, **changes: Any) -> keras.Model:
     """A small member of the family with random weights and random BatchNormalization statistics."""
-    options = {**FAMILY[name], **changes}
+    options = {**FAMILY[member], **changes}
     model = keras_resnet.build(options.pop("variant"), **options)
     rng = np.random.default_rng(0)
     for layer in model.layers:

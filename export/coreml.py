@@ -273,7 +273,7 @@ def _check_form(quantize: str, target: str | None) -> tuple[Form, str]:
         raise unknown("system", target, TARGETS, where="target=")
     system = target or max(DEFAULT_TARGET, form.oldest, form.default)
     if system < form.oldest:
-        raise UsageError(f"target={target!r} cannot hold {quantize!r}: {form.oldest} is the oldest that can")
+        raise UsageError(f"target={target!r} cannot hold {quantize!r} weights: {form.oldest} is the oldest that can")
     if form.compress is _PALETTE and system >= GROUPED:
         form = replace(form, settings={**form.settings, **_TABLES}, grid=form.grid.replace("palette", "palettes"))
     return form, system

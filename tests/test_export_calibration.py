@@ -191,9 +191,10 @@ def test_every_number_that_a_file_keeps_has_a_range_but_those_that_are_moved_or_
 
 def test_a_network_that_gives_no_finite_numbers_is_refused_before_the_converter(tmp_path: Path) -> None:
     model = network("basic")
-    layer = model.get_layer("stage2_block1_conv1")
-    layer.set_weights([np.full(layer.kernel.shape, np.inf, np.float32)])
-    with pytest.raises(InputError, match="'stage2_block1_conv1' gives numbers that are not finite"):
+    for name in ("stage2_block1_conv1", "stage2_block1_conv2"):
+        layer = model.get_layer(name)
+        layer.set_weights([np.full(layer.kernel.shape, 1e30, np.float32)])  # numbers, as their products are not
+    with pytest.raises(InputError, match="'stage2_block1_conv2' gives numbers that are not finite"):
         to_tflite(model, tmp_path / "a.tflite", quantize="int8", calibration=images_of(photographs()))
     assert list(tmp_path.iterdir()) == []
 

@@ -97,7 +97,7 @@ def test_every_form_is_what_it_says_and_is_judged_by_replay(
     assert (kinds[KINDS.get(form, "")] >= 4) == (form in KINDS)
     assert bool(kinds["quantize"]) == (form == "w8a8")
     assert (found["format"], found["accuracy_verified"]) == (f"coreml-{form}", False)
-    assert found["oldest_system"] == max("iOS16", FORMS[form].oldest, FORMS[form].default)
+    assert found["oldest_system"] == {"w8a8": "iOS17", "int4": "iOS18", "palette4": "iOS18"}.get(form, "iOS16")
     pixels = calibration.pixels(preprocessing_of(model))
     difference = np.abs(package.answer(pixels) - scores_of(model)(pixels)).max()
     assert found["verification"]["largest_score_difference"] == pytest.approx(difference, abs=1e-6)

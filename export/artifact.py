@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,31 @@ class Artifact:
         return self.path.with_suffix(".html")
 
     def read(self) -> dict[str, Any]:
-        """The manifest. Raises InputError where it is absent or damaged."""
+        """The manifest beside the file. Raises InputError where it is absent or damaged."""
         try:
             return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise InputError(f"{str(self.path)!r} has no readable manifest {self.manifest.name!r}: {error}") from error
+
+
+def manifest_within(text: str | bytes | None, name: str) -> dict[str, Any] | None:
+    """The manifest that an export put into a file of this name; None where there is none.
+
+    Raises InputError where it is damaged.
+    """
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+        made_of(value)
+        return dict(value)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"the manifest inside {name!r} is damaged: {error}") from error
+
+
+def made_of(manifest: Mapping[str, Any]) -> str:
+    """What a manifest says its file is, in a line."""
+    return f"{manifest['format']} of {manifest['model']['name']}, weights {manifest['model']['weights_sha256'][:12]}"
 
 
 def check_target(path: str | os.PathLike[str], suffix: str) -> Path:

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import tempfile
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +39,7 @@ from keras_resnet.export.evidence import gather
 from keras_resnet.export.graph import learned_ranges, quantised, simplify
 from keras_resnet.export.kernels import PER_BLOCK, PER_TABLE, UNPACKED
 from keras_resnet.export.metadata import describe
-from keras_resnet.export.mil import layer_of, open_package
+from keras_resnet.export.mil import MANIFEST_KEY, ONE_AT_A_TIME, layer_of, open_package
 from keras_resnet.export.rounding import palette
 from keras_resnet.export.sensitivity import check_parts, in_float, units
 from keras_resnet.export.targets import targets_of_package
@@ -98,7 +97,6 @@ OUTPUTS = {
     "scores": "a score a class, in the order of the labels",
     "embedding": "the features of the picture",
 }
-_ONE_AT_A_TIME = threading.Lock()  # coremltools keeps the program that it builds in globals
 
 
 def to_coreml(
@@ -222,7 +220,7 @@ def to_coreml(
             package.save(str(scratch))
             replayed = open_package(scratch)
             operations.extend((step.kind, step.name, str(step.dtype)) for step in replayed.steps)
-            targets.extend(targets_of_package(replayed, size_of(scratch)))
+            targets.extend(targets_of_package(replayed, size_of(scratch), shown if pixels is None else pixels))
             if judged is not None and shown is not None:
                 found.append(verify_package(replayed, model, shown, judged.labels, judged.name, min_agreement))
         for entry in [scratch, *scratch.rglob("*")]:  # the package writer leaves files that others cannot read
@@ -431,7 +429,7 @@ def _describe(
     package.input_description["image"] = "an RGB picture, 0 to 255; the normalisation is inside"
     for output in package.get_spec().description.output:
         package.output_description[output.name] = OUTPUTS[output.name]
-    package.user_defined_metadata["keras_resnet.manifest"] = json.dumps(manifest)
+    package.user_defined_metadata[MANIFEST_KEY] = json.dumps(manifest)
 
 
 def _plain_convolution(layer: keras.layers.Conv2D) -> Callable[..., tf.Tensor]:
@@ -450,7 +448,7 @@ def _coremltools(scratch: Path) -> Iterator[Any]:
         import coremltools
     except ImportError as error:
         raise missing_extra("exporting to Core ML", "coreml", error) from error
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         before = tempfile.tempdir
         tempfile.tempdir = str(scratch)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -14,13 +13,13 @@ import numpy as np
 
 from keras_resnet.errors import InputError
 from keras_resnet.export import npu
-from keras_resnet.export.artifact import Artifact, size_of
+from keras_resnet.export.artifact import Artifact, made_of, manifest_within, size_of
 from keras_resnet.export.calibration import calibration_pixels
 from keras_resnet.export.mil import Package, open_package
 from keras_resnet.export.probe import probe
 from keras_resnet.export.report import size as readable
 from keras_resnet.export.tflite_graph import Flat, Graph, Table, Tensor, read_graph
-from keras_resnet.export.tflite_metadata import BUFFER, associated_files
+from keras_resnet.export.tflite_metadata import BUFFER, LABELS, associated_files
 from keras_resnet.export.verification import MANIFEST
 from keras_resnet.preprocessing import Preprocessing
 from keras_resnet.training.data import Images
@@ -59,7 +58,7 @@ class Inspection:
             "operations": ", ".join(f"{kind} {count}" for kind, count in self.operations.items()),
             "labels": f"{self.labels:,}" if self.labels else "none",
             "metadata": "inside" if self.has_metadata else "none",
-            "manifest": "none" if self.manifest is None else _made_of(self.manifest),
+            "manifest": "none" if self.manifest is None else made_of(self.manifest),
         }
         width = max(map(len, about))
         lines = [f"{name:{width}}  {value}" for name, value in about.items()]
@@ -92,7 +91,7 @@ def _inspect_tflite(file: Path, name: str) -> Inspection:
     is_custom = any(one.is_custom for one in graph.operations)  # which the interpreter here cannot run
     coverage = None if is_custom else probe(content, name)
     files = associated_files(content, name)
-    manifest = _manifest(files, name)
+    manifest = manifest_within(files.get(MANIFEST), name)
     return Inspection(
         file=file.name,
         format="TFLite",
@@ -102,7 +101,7 @@ def _inspect_tflite(file: Path, name: str) -> Inspection:
         pixels=_pixels(graph, manifest, name),
         numbers=_numbers(graph),
         operations=dict(Counter(one.kind for one in graph.operations).most_common()),
-        labels=len(files.get("labels.txt", b"").splitlines()),
+        labels=len(files.get(LABELS, b"").splitlines()),
         has_metadata=BUFFER in graph.metadata,
         manifest=manifest,
         targets=(npu.by_xnnpack(graph, coverage), *npu.by_vela(content, graph, name), *npu.by_rules(graph)),
@@ -116,7 +115,8 @@ def _inspect_package(file: Path, calibration: str | os.PathLike[str] | Images | 
         side = min(package.size)
         preprocessing = replace(Preprocessing(), resize=round(side * 256 / 224), crop=side)
         peaks = npu.peaks_of(package, calibration_pixels(calibration, preprocessing, package.size)[1])
-    manifest = Artifact(file).read() if Artifact(file).manifest.is_file() else None
+    # The one beside it says more: what was measured once the package was there.
+    manifest = Artifact(file).read() if Artifact(file).manifest.is_file() else package.manifest
     height, width = package.size
     kind = f"image, {package.order.upper()}" if package.is_pixels else "array"
     return Inspection(
@@ -137,22 +137,6 @@ def _inspect_package(file: Path, calibration: str | os.PathLike[str] | Images | 
         manifest=manifest,
         targets=(npu.by_neural_engine(package, bytes_, peaks),),
     )
-
-
-def _manifest(files: Mapping[str, bytes], name: str) -> Mapping[str, Any] | None:
-    """The manifest that an export of ours puts into a file."""
-    if MANIFEST not in files:
-        return None
-    try:
-        value = json.loads(files[MANIFEST])
-        _made_of(value)
-        return dict(value)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"the manifest inside {name!r} is damaged: {error}") from error
-
-
-def _made_of(manifest: Mapping[str, Any]) -> str:
-    return f"{manifest['format']} of {manifest['model']['name']}, weights {manifest['model']['weights_sha256'][:12]}"
 
 
 def _pixels(graph: Graph, manifest: Mapping[str, Any] | None, name: str) -> str:

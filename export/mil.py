@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +22,15 @@ import numpy as np
 import tensorflow as tf
 
 from keras_resnet.errors import InputError, missing_extra
+from keras_resnet.export.artifact import manifest_within
 from keras_resnet.export.graph import sole_readers
 from keras_resnet.export.mil_ops import OPERATIONS, rounded
 from keras_resnet.export.noise import relative
 from keras_resnet.preprocessing import preprocess_input
 
 BATCH_SIZE = 16
+MANIFEST_KEY = "keras_resnet.manifest"
+ONE_AT_A_TIME = threading.RLock()  # coremltools keeps the program that it builds, or reads, in globals
 HANDING_ON = ("cast", "identity", "quantize", "dequantize", "reshape", "squeeze")
 COLOURS = {20: "rgb", 30: "bgr"}  # of an image input, FeatureTypes.proto
 
@@ -55,7 +59,7 @@ class Package:
     image: its input's name; size: (height, width); order: of the colours, "rgb" or "bgr"; channels_first: how the
     input lies; is_pixels: whether it is declared as an image, so raw pixels; scores: the name of the value that is the
     answer; labels: None where it is no classifier; specification: the version of the format; shapes: how many sizes of
-    input it takes, 0 for any in a range.
+    input it takes, 0 for any in a range; manifest: what an export of ours says of it, None in others.
     """
 
     path: Path
@@ -69,6 +73,7 @@ class Package:
     labels: tuple[str, ...] | None
     specification: int
     shapes: int
+    manifest: Mapping[str, Any] | None
 
     @property
     def answers(self) -> str:
@@ -149,14 +154,16 @@ def open_package(path: str | os.PathLike[str], *, replayable: bool = True) -> Pa
     except ImportError as error:
         raise missing_extra("reading a Core ML package", "coreml", error) from error
     try:
-        model = coremltools.models.MLModel(str(folder), skip_model_load=True)
-        spec = model.get_spec()
-        if spec.WhichOneof("Type") != "mlProgram":
-            raise ValueError("it holds no ML program but an older kind of model")
-        program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=model.weights_dir)
-        function = program.functions["main"]
-        image, size, order, channels_first = _input_of(spec)
-        steps = tuple(_steps(function))
+        with ONE_AT_A_TIME:
+            model = coremltools.models.MLModel(str(folder), skip_model_load=True)
+            spec = model.get_spec()
+            if spec.WhichOneof("Type") != "mlProgram":
+                raise ValueError("it holds no ML program but an older kind of model")
+            program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=model.weights_dir)
+            function = program.functions["main"]
+            image, size, order, channels_first = _input_of(spec)
+            steps = tuple(_steps(function))
+        manifest = manifest_within(spec.description.metadata.userDefined.get(MANIFEST_KEY), str(path))
         scores, labels = _output_of(function, steps)
         if scores not in {step.name for step in steps}:
             raise ValueError(f"its output {scores!r} is not computed")
@@ -182,6 +189,7 @@ def open_package(path: str | os.PathLike[str], *, replayable: bool = True) -> Pa
         labels,
         spec.specificationVersion,
         _shapes(spec.description.input[0].type),
+        manifest,
     )
 
 

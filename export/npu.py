@@ -21,6 +21,7 @@ import numpy as np
 
 from keras_resnet.errors import InputError
 from keras_resnet.export.mil import Package
+from keras_resnet.export.mil_ops import OPERATIONS
 from keras_resnet.export.probe import Coverage
 from keras_resnet.export.tflite_graph import Graph, Operation, Tensor, read_graph, uses
 
@@ -405,8 +406,11 @@ def by_neural_engine(package: Package, size_bytes: int, peaks: Mapping[str, floa
     remarks += [
         Remark(f"{text}: said second-hand (github.com/hollance/neural-engine)") for text in _second_hand(package)
     ]
+    unknown = sorted(kinds - OPERATIONS.keys() - {"classify"})
+    remarks += [Remark(f"whether it takes the operation {kind!r} is not known") for kind in unknown]
     remarks.append(Remark("limits of axes, of channel counts and of alignment: no first-hand source is known"))
-    return Finding("Apple Neural Engine", not reasons, DOCUMENTED, tuple(reasons), tuple(remarks), ENGINE_SOURCES)
+    whole = False if reasons else None if unknown else True
+    return Finding("Apple Neural Engine", whole, DOCUMENTED, tuple(reasons), tuple(remarks), ENGINE_SOURCES)
 
 
 def peaks_of(package: Package, pixels: np.ndarray) -> dict[str, float]:
@@ -446,15 +450,19 @@ def _second_hand(package: Package) -> Iterator[str]:
             yield f"no {step.kind} ({step.name!r})"
 
 
+def said(remark: Remark, finding: Finding) -> str:
+    """A remark in words, which say where no first-hand source is known."""
+    is_known = remark.source or finding.basis != DOCUMENTED
+    return remark.text if is_known else f"{UNVERIFIED}: {remark.text}"
+
+
 def summary(finding: Finding, shown: int = 3) -> Sequence[str]:
     """One finding in lines: the answer, then why."""
     yes = {True: "yes", False: "no", None: "not known"}[finding.takes_whole]
     figures = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in finding.figures.items())
     lines = [f"{finding.target:30}  {yes:9}  {finding.basis}{f': {figures}' if figures else ''}"]
     reasons = [remark.text for remark in finding.reasons]
-    remarks = [
-        f"{'' if one.source or finding.basis != DOCUMENTED else f'{UNVERIFIED}: '}{one.text}" for one in finding.remarks
-    ]
+    remarks = [said(one, finding) for one in finding.remarks]
     for texts in (reasons, remarks):
         lines += [f"    {text}" for text in texts[:shown]]
         if len(texts) > shown:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +12,11 @@ import keras
 import numpy as np
 
 from keras_resnet.errors import InputError, UsageError
-from keras_resnet.export.artifact import Artifact
+from keras_resnet.export.artifact import Artifact, manifest_within
 from keras_resnet.export.concrete import EMBEDDING, HEAD, answers_with, labels_of, open_model
 from keras_resnet.export.mil import open_package
-from keras_resnet.export.verification import TfliteFile
+from keras_resnet.export.tflite_metadata import LABELS, associated_files
+from keras_resnet.export.verification import MANIFEST, TfliteFile
 from keras_resnet.labels import Answer, decode_predictions, published
 from keras_resnet.preprocessing import Preprocessing, fit_image, open_image, preprocessing_of
 from keras_resnet.registry import WEIGHTS
@@ -78,9 +79,8 @@ def open_answerer(source: keras.Model | str | os.PathLike[str]) -> Answerer:
     if path is not None and path.suffix == ".mlpackage":
         package = open_package(path)
         labels = package.labels or _labels_beside(path)
-        return Answerer(
-            _scores(package.answer, package.answers, path), _preprocessing(path, package.size), labels, None
-        )
+        preprocessing = _preprocessing(path, package.size, package.manifest)
+        return Answerer(_scores(package.answer, package.answers, path), preprocessing, labels, None)
     model = open_model(source)
     if HEAD not in {layer.name for layer in model.layers} and answers_with(model) == EMBEDDING:
         raise _no_classes(model.name)
@@ -100,14 +100,20 @@ def _open_tflite(path: Path) -> Answerer:
     if not path.is_file():
         raise InputError(f"file {str(path)!r} does not exist: check the path")
     file = TfliteFile(path, str(path))
-    outputs = int(file.output["shape"][-1])
-    labels = _labels_beside(path) or (published(outputs) if outputs == 1000 else None)
-    return Answerer(_scores(file.scores, file.answers, path), _preprocessing(path, file.size), labels, None)
+    outputs, inside = int(file.output["shape"][-1]), associated_files(file.content, str(path))
+    labels = _labels_beside(path) or _labels_in(inside) or (published(outputs) if outputs == 1000 else None)
+    preprocessing = _preprocessing(path, file.size, manifest_within(inside.get(MANIFEST), str(path)))
+    return Answerer(_scores(file.scores, file.answers, path), preprocessing, labels, None)
 
 
 def _labels_beside(path: Path) -> tuple[str, ...] | None:
     labels = Artifact(path).labels
     return tuple(labels.read_text(encoding="utf-8").splitlines()) if labels.is_file() else None
+
+
+def _labels_in(files: Mapping[str, bytes]) -> tuple[str, ...] | None:
+    text = files.get(LABELS, b"").decode("utf-8", errors="replace")
+    return tuple(text.splitlines()) or None
 
 
 def _scores(answer: Callable[[np.ndarray], np.ndarray], answers: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -129,14 +135,18 @@ def _no_classes(name: str) -> UsageError:
     return UsageError(f"{name!r} gives an embedding, not classes: `verify` compares it with its network")
 
 
-def _preprocessing(path: Path, size: tuple[int, int]) -> Preprocessing:
-    """What the manifest beside a file says of resizing; without one, torchvision's in proportion to its size."""
+def _preprocessing(path: Path, size: tuple[int, int], inside: Mapping[str, Any] | None) -> Preprocessing:
+    """What the manifest beside a file, or else inside it, says of resizing.
+
+    Without one, torchvision's in proportion to its size.
+    """
     artifact, side = Artifact(path), min(size)
-    if not artifact.manifest.is_file():
+    manifest = artifact.read() if artifact.manifest.is_file() else inside
+    if manifest is None:
         return replace(Preprocessing(), resize=round(side * 256 / 224), crop=side)
     try:
-        stored: dict[str, Any] = artifact.read()["preprocessing_inside"]
+        stored: dict[str, Any] = manifest["preprocessing_inside"]
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return Preprocessing(**fields)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"manifest {artifact.manifest.name!r} of {str(path)!r} is damaged: export anew") from error
+        raise InputError(f"the manifest of {str(path)!r} is damaged: export anew") from error

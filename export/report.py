@@ -230,10 +230,10 @@ def targets_section(targets: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = []
     for one in targets:
         more = [f"and {one['more_reasons']} more"] if one["more_reasons"] else []
-        rows.append([one["target"], words[one["takes_whole"]], one["basis"], "; ".join([*one["reasons"], *more])])
-    return [
-        section("Which chips take the whole of it", table(("target", "whole", "how that is known", "why not"), rows))
-    ]
+        why_not, known = "; ".join([*one["reasons"], *more]), "; ".join(one["remarks"])
+        rows.append([one["target"], words[one["takes_whole"]], one["basis"], why_not, known])
+    columns = ("target", "whole", "how that is known", "why not", "to be known")
+    return [section("Which chips take the whole of it", table(columns, rows))]
 
 
 def disagreement_section(

@@ -35,7 +35,7 @@ from keras_resnet.export.metadata import describe, inside
 from keras_resnet.export.sensitivity import check_parts, in_float, sensitivity
 from keras_resnet.export.targets import targets_of_file
 from keras_resnet.export.tflite_graph import read_graph
-from keras_resnet.export.tflite_metadata import embed
+from keras_resnet.export.tflite_metadata import LABELS, embed
 from keras_resnet.export.verification import (
     MANIFEST,
     TfliteFile,
@@ -180,7 +180,7 @@ def to_tflite(
         licence=licence,
         size=size,
         files={
-            **({"labels.txt": "".join(f"{name}\n" for name in found.names).encode()} if found.names else {}),
+            **({LABELS: "".join(f"{name}\n" for name in found.names).encode()} if found.names else {}),
             MANIFEST: json.dumps(inside(manifest({}))).encode(),
             golden.NAME: golden.record(examples, file.scores, answers),
         },

@@ -19,6 +19,7 @@ from keras_resnet.errors import InputError, missing_extra
 
 IDENTIFIER, BUFFER = b"M001", "TFLITE_METADATA"
 PARSER = "1.0.0"  # the oldest that reads all fields that are written here
+LABELS = "labels.txt"  # the associated file that names the classes
 RGB, AXIS_LABELS, IMAGE, FEATURE, NORMALISATION = 1, 2, 2, 1, 1  # of the schema's enumerations and unions
 MOST_BYTES = 64_000_000  # of one associated file
 OUTPUTS = {  # by what a file answers with: name and description of its output
@@ -77,14 +78,14 @@ def embed(
         4: [{0: Byte(NORMALISATION), 1: {0: [0.0], 1: [1.0]}}],  # the file normalises by itself
         5: {0: [255.0], 1: [0.0]},
     }
-    names = {0: "labels.txt", 1: "a label a line, in the order of the scores", 2: Byte(AXIS_LABELS)}
+    names = {0: LABELS, 1: "a label a line, in the order of the scores", 2: Byte(AXIS_LABELS)}
     scores: Table = {
         **OUTPUTS[answers],
         3: {0: Byte(FEATURE), 1: {}},
         **({5: {0: [1.0], 1: [0.0]}} if answers in ("softmax", "sigmoid") else {}),
-        **({6: [names]} if "labels.txt" in files else {}),
+        **({6: [names]} if LABELS in files else {}),
     }
-    others = [{0: file} for file in files if file != "labels.txt"]
+    others = [{0: file} for file in files if file != LABELS]
     model: Table = {
         0: name,
         1: description,

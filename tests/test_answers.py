@@ -20,9 +20,11 @@ from keras_resnet.export.concrete import answers_with
 from keras_resnet.export.golden import cosines, record, replay
 from keras_resnet.export.graph import simplify
 from keras_resnet.export.mil import open_package
+from keras_resnet.export.prediction import open_answerer
 from keras_resnet.export.tflite_metadata import associated_files
 from keras_resnet.export.verification import TfliteFile, check_agreement, compare_embeddings
 from keras_resnet.layers import Bound
+from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.evaluation import scores_of
 from tests.test_export import SIDE, converter_here, images_of, network, photographs, rms  # noqa: F401
 
@@ -72,6 +74,15 @@ def test_a_network_that_was_trained_for_whole_numbers_keeps_its_ranges_in_any_fo
     bounds = [(layer.low, layer.high) for layer in found.layers if isinstance(layer, Bound)]
     assert bounds == [(-3.0, 4.0), *([] if form == "logits" else [PROBABILITIES])]
     assert answers_with(found) == form
+
+
+def test_a_file_moved_alone_still_knows_its_labels_and_what_its_images_need(tmp_path: Path) -> None:
+    model = network("basic")
+    path = to_tflite(model, tmp_path / "a.tflite", quantize="float16", labels=list("vwxyz")).path
+    (tmp_path / "alone").mkdir()
+    answerer = open_answerer(path.rename(tmp_path / "alone" / "b.tflite"))
+    assert answerer.labels == tuple("vwxyz")
+    assert answerer.preprocessing == preprocessing_of(model)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 from PIL import Image
 
 from keras_resnet.errors import InputError, UsageError
-from keras_resnet.export import to_coreml, verify
+from keras_resnet.export import inspect, to_coreml, verify
 from keras_resnet.export.concrete import exact_normalisation, fold
 from keras_resnet.export.coreml import FORMS, TARGETS
 from keras_resnet.export.graph import simplify
@@ -286,6 +287,50 @@ def test_a_package_is_verified_and_answers_like_its_model(exported: tuple[Any, P
     answerer = open_answerer(whole)
     assert answerer.labels == tuple("01234")
     assert (answerer.preprocessing.resize, answerer.preprocessing.crop) == (37, 32)  # of the manifest
+
+
+def test_a_package_moved_alone_still_knows_what_it_is(exported: tuple[Any, Path], tmp_path: Path) -> None:
+    model, whole = exported
+    alone = shutil.copytree(whole, tmp_path / "alone.mlpackage")
+    found = inspect(alone).manifest
+    assert found is not None
+    assert found["model"]["name"] == "resnet18"
+    assert open_answerer(alone).preprocessing == preprocessing_of(model)
+
+
+def edited(package: Path, edit: Callable[[Any], None]) -> None:
+    """Change the specification of a package, a message of Model.proto, in place."""
+    import coremltools
+
+    file = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    spec = coremltools.proto.Model_pb2.Model.FromString(file.read_bytes())
+    edit(spec)
+    file.write_bytes(spec.SerializeToString())
+
+
+def _a_class_less(spec: Any) -> None:
+    [block] = spec.mlProgram.functions["main"].block_specializations.values()
+    [classify] = [operation for operation in block.operations if operation.type == "classify"]
+    [classes] = classify.inputs["classes"].arguments
+    classes.value.immediateValue.list.values.pop()
+    classes.value.type.listType.length.constant.size = 4
+
+
+def _no_json(spec: Any) -> None:
+    spec.description.metadata.userDefined["keras_resnet.manifest"] = "{"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [(_a_class_less, "number of classes must match"), (_no_json, "the manifest inside .* is damaged")],
+)
+def test_what_a_package_says_of_itself_is_checked(
+    edit: Callable[[Any], None], message: str, whole: Path, tmp_path: Path
+) -> None:
+    package = shutil.copytree(whole, tmp_path / "a.mlpackage")
+    edited(package, edit)
+    with pytest.raises(InputError, match=message):
+        open_package(package)
 
 
 @pytest.mark.parametrize(

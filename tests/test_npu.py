@@ -323,7 +323,11 @@ def test_what_the_engine_cannot_hold_or_compute_is_named(tmp_path: Path) -> None
 
 def test_operations_that_the_replay_lacks_are_shown_all_the_same(tmp_path: Path) -> None:
     engine(lambda x: mb.erf(x=x), tmp_path / "a.mlpackage")
-    assert inspect(tmp_path / "a.mlpackage").operations["erf"] == 1
+    found = inspect(tmp_path / "a.mlpackage")
+    assert found.operations["erf"] == 1
+    [whole] = found.targets
+    assert whole.takes_whole is None  # nothing is known of it
+    assert any("whether it takes the operation 'erf' is not known" in one.text for one in whole.remarks)
     with pytest.raises(InputError, match="holds the operation 'erf'"):
         inspect(tmp_path / "a.mlpackage", calibration=images_of(photographs(2, 8)))
 

@@ -39,7 +39,6 @@ def largest(values: dict[str, Any], others: dict[str, Any]) -> float:
         pytest.param(2, "float64", STEPS, 1e-13, {"synchronized": True}, marks=pytest.mark.slow),
         pytest.param(2, "float32", STEPS, 1e-4, {"synchronized": True, "ema": 0.9}, marks=pytest.mark.slow),
         pytest.param(3, "float32", STEPS, 1e-4, {"synchronized": True, "clip_norm": 1.0}, marks=pytest.mark.slow),
-        pytest.param(2, "float32", 30, 1e-2, {"synchronized": True, "learning_rate": 0.01}, marks=pytest.mark.slow),
         pytest.param(2, "float32", 30, 1e-2, {"synchronized": True, "learning_rate": LOW}, marks=pytest.mark.slow),
         pytest.param(3, "float32", 30, 1e-2, {"synchronized": True, "learning_rate": LOW}, marks=pytest.mark.slow),
     ],
@@ -56,6 +55,18 @@ def test_workers_train_as_one_process_does(
         assert largest(one, many[0]) < 100 * tolerance
     for other in many[1:]:
         assert all(np.array_equal(other[name], value) for name, value in many[0].items())
+
+
+@pytest.mark.slow
+def test_at_a_high_rate_workers_differ_by_what_the_last_bit_of_the_weights_makes(tmp_path: Path) -> None:
+    """Training itself is as sensitive as that: rounding in another order cannot do less."""
+    recipe = {"synchronized": True, "learning_rate": 10 * LOW}
+    (one,) = workers.trained(1, 30, tmp_path, **recipe)
+    (nudged,) = workers.trained(1, 30, tmp_path, nudged=True, **recipe)
+    many = workers.trained(2, 30, tmp_path, **recipe)
+    parted, unstable = (np.abs(other["losses"] / one["losses"] - 1).max() for other in (many[0], nudged))
+    assert parted <= max(1e-2, 2 * unstable), (parted, unstable)
+    assert all(np.array_equal(many[1][name], value) for name, value in many[0].items())
 
 
 Networks = tuple[list[str], list[list[str]], list[list[str]]]

@@ -1,6 +1,6 @@
 """Several processes on this machine that train together, as many machines would.
 
-`python -m tests.workers STEPS PRECISION RECIPE OUT` is one of them, or one alone where TF_CONFIG is not set.
+`python -m tests.workers STEPS PRECISION RECIPE NUDGED OUT` is one of them, or one alone where TF_CONFIG is not set.
 """
 
 from __future__ import annotations
@@ -92,16 +92,19 @@ def trained(
     folder: Path,
     precision: str = "float32",
     places: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None,
+    *,
+    nudged: bool = False,
     **recipe: Any,
 ) -> list[dict[str, Any]]:
     """What each of `count` workers has behind some steps: running losses, and all values of a checkpoint.
 
-    places: the workers' addresses, and the words before each one's command; None for this machine.
+    places: the workers' addresses, and the words before each one's command; None for this machine. nudged: whether all
+    weights begin at the next number of their type.
     """
     import numpy as np
 
     outs = [folder / f"{count}-{i}.npz" for i in range(count)]
-    command = [sys.executable, "-m", "tests.workers", str(steps), precision, json.dumps(recipe)]
+    command = [sys.executable, "-m", "tests.workers", str(steps), precision, json.dumps(recipe), str(int(nudged))]
     if count == 1:
         subprocess.run([*command, str(outs[0])], check=True)
     else:
@@ -112,7 +115,7 @@ def trained(
     return [dict(np.load(out)) for out in outs]
 
 
-def main(steps: int, precision: str, changes: dict[str, Any], out: str) -> None:
+def main(steps: int, precision: str, changes: dict[str, Any], nudged: int, out: str) -> None:
     import numpy as np
 
     from keras_resnet.training import Recipe, open_images
@@ -131,6 +134,8 @@ def main(steps: int, precision: str, changes: dict[str, Any], out: str) -> None:
     object.__setattr__(recipe, "precision", precision)  # float64, for which no recipe is
     training, held_out, *_ = open_images("digits").balanced_sample(2 * COUNT).split(0.5)
     session = open_session(recipe, training, held_out, place)
+    for variable in session.model.trainable_variables if nudged else ():
+        variable.assign(np.nextafter(variable.numpy(), np.inf))
     batches = session.batches(0)
     losses = [session.step(step, batches) for step in range(steps)]
     figures = list(session.validate().values())
@@ -139,4 +144,4 @@ def main(steps: int, precision: str, changes: dict[str, Any], out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), sys.argv[4])
+    main(int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

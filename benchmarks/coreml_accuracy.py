@@ -34,9 +34,9 @@ from benchmarks.quantisation import paired_interval, read
 from keras_resnet.export import coreml, to_coreml
 from keras_resnet.export.artifact import size_of
 from keras_resnet.export.concrete import Normalisation, concrete_function, exact_normalisation, fold
-from keras_resnet.export.coreml import FORMS, Form
 from keras_resnet.export.metadata import hash_of
 from keras_resnet.export.mil import open_package
+from keras_resnet.export.mil_forms import DEFAULT_TARGET, FORMS, Form, packed
 from keras_resnet.files import write_json
 from keras_resnet.preprocessing import Preprocessing, preprocessing_of
 from keras_resnet.training import Images
@@ -79,13 +79,13 @@ def plain(model: keras.Model, form: Form, calibration: np.ndarray, path: Path) -
     for layer in graph.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1:
             layer.convolution_op = coreml._plain_convolution(layer)
-    system = max(coreml.DEFAULT_TARGET, form.oldest)
+    system = max(DEFAULT_TARGET, form.oldest)
     with coreml._coremltools(path.parent) as coremltools:
         function = concrete_function(graph, None)
         package = coreml.convert(coremltools, function, normalisation, labels, form.precision, system)
         if form.activations:
             package = plain_activations(coremltools, package, calibration, path.with_name("a.mlpackage"), system)
-        coreml._compress(coremltools, package, form).save(str(path))
+        packed(coremltools, package, form).save(str(path))
 
 
 def plain_activations(coremltools: Any, package: Any, pixels: np.ndarray, scratch: Path, system: str) -> Any:

@@ -23,9 +23,9 @@ from PIL import Image
 from keras_resnet.errors import InputError, UsageError
 from keras_resnet.export import inspect, to_coreml, verify
 from keras_resnet.export.concrete import exact_normalisation, fold
-from keras_resnet.export.coreml import FORMS, TARGETS
 from keras_resnet.export.graph import simplify
 from keras_resnet.export.mil import Name, layer_noise, layer_of, open_package
+from keras_resnet.export.mil_forms import FORMS, TARGETS
 from keras_resnet.export.noise import relative
 from keras_resnet.export.prediction import open_answerer
 from keras_resnet.export.sensitivity import units

@@ -8,7 +8,6 @@ quantised so far run side by side over the same images, so that each layer is ro
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,7 @@ from keras_resnet.export.kernels import rounded_weights, with_weights
 from keras_resnet.export.rounding import clipped_range
 from keras_resnet.export.tuning import tuned_ranges
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.data import Images, open_images
+from keras_resnet.training.data import Data, Images, open_images
 
 COUNT = 100  # from some ten images up the count is noise
 SAMPLE = 400_000  # values of an activation that its range is chosen on
@@ -63,9 +62,7 @@ class Calibration:
     weights: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def calibration_pixels(
-    source: str | os.PathLike[str] | Images, preprocessing: Preprocessing, size: tuple[int, int]
-) -> tuple[Images, np.ndarray]:
+def calibration_pixels(source: Data, preprocessing: Preprocessing, size: tuple[int, int]) -> tuple[Images, np.ndarray]:
     """A class-balanced, seeded sample of at most 100 images, and its pixels, uint8 [n, height, width, 3].
 
     Raises InputError where there are none, where they are not of `size` (height, width) after preprocessing, all of one

@@ -39,7 +39,7 @@ from keras_resnet.files import replacing
 from keras_resnet.preprocessing import Preprocessing, preprocessing_of
 from keras_resnet.specs import is_number, is_positive
 from keras_resnet.training.augment import AUGMENTATIONS
-from keras_resnet.training.data import Images, open_images
+from keras_resnet.training.data import Data, Images, open_images
 from keras_resnet.training.evaluation import evaluate_model, for_network
 from keras_resnet.training.recipes import Recipe
 from keras_resnet.training.runs import COMPRESSION, Run, check_run_folder, versions
@@ -68,11 +68,11 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 
 def compress(
     source: keras.Model | str | os.PathLike[str],
-    data: str | os.PathLike[str] | Images,
+    data: Data,
     out: str | os.PathLike[str],
     *,
     method: str = "qat",
-    validation: str | os.PathLike[str] | Images | None = None,
+    validation: Data | None = None,
     epochs: int = 10,
     learning_rate: float | None = None,
     augmentation: str | None = None,

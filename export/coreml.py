@@ -42,7 +42,7 @@ from keras_resnet.export.mil_forms import DEFAULT_TARGET, Form, form_for, packed
 from keras_resnet.export.sensitivity import check_parts, in_float, units
 from keras_resnet.export.targets import targets_of_package
 from keras_resnet.export.verification import Similarity, Verification, check_share, verify_package
-from keras_resnet.training.data import Images
+from keras_resnet.training.data import Data
 from keras_resnet.training.runs import versions
 
 CLASSIFIER, VECTOR, ARRAYS = INTERFACES = ("classifier", "vector", "arrays")
@@ -62,10 +62,10 @@ def to_coreml(
     interface: str | None = None,
     scores: str | None = None,
     target: str | None = None,
-    calibration: str | os.PathLike[str] | Images | None = None,
+    calibration: Data | None = None,
     effort: str = "normal",
     labels: Sequence[str] | None = None,
-    data: str | os.PathLike[str] | Images | None = None,
+    data: Data | None = None,
     author: str = "",
     licence: str = "",
     min_agreement: float | None = None,

@@ -15,7 +15,7 @@ from keras_resnet.export.concrete import EMBEDDING, answers_with, labels_of
 from keras_resnet.export.metadata import check_labels
 from keras_resnet.labels import imagenet
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.data import Images, open_images
+from keras_resnet.training.data import Data, Images, open_images
 from keras_resnet.training.evaluation import for_network
 
 
@@ -35,8 +35,8 @@ def gather(
     source: keras.Model | str | os.PathLike[str],
     model: keras.Model,
     preprocessing: Preprocessing,
-    calibration: str | os.PathLike[str] | Images | None,
-    data: str | os.PathLike[str] | Images | None,
+    calibration: Data | None,
+    data: Data | None,
     labels: Sequence[str] | None,
 ) -> Evidence:
     """Open what an exporter is given, for a model that `open_model` made of a source.

@@ -22,7 +22,7 @@ from keras_resnet.export.tflite_graph import Flat, Graph, Table, Tensor, read_gr
 from keras_resnet.export.tflite_metadata import BUFFER, LABELS, associated_files
 from keras_resnet.export.verification import MANIFEST
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.data import Images
+from keras_resnet.training.data import Data
 
 SUFFIXES = (".tflite", ".mlpackage")
 UNKNOWN = "not said in the file: ask who made it what it wants to be given"
@@ -70,7 +70,7 @@ class Inspection:
         return "\n".join(lines)
 
 
-def inspect(path: str | os.PathLike[str], *, calibration: str | os.PathLike[str] | Images | None = None) -> Inspection:
+def inspect(path: str | os.PathLike[str], *, calibration: Data | None = None) -> Inspection:
     """What a .tflite file or a .mlpackage is, and whether each target takes the whole graph.
 
     The file may be anybody's: a .tflite file is checked, and opened in another process. calibration: images on which a
@@ -108,7 +108,7 @@ def _inspect_tflite(file: Path, name: str) -> Inspection:
     )
 
 
-def _inspect_package(file: Path, calibration: str | os.PathLike[str] | Images | None) -> Inspection:
+def _inspect_package(file: Path, calibration: Data | None) -> Inspection:
     package = open_package(file, replayable=calibration is not None)
     peaks, bytes_ = None, size_of(file)
     if calibration is not None:

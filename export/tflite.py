@@ -44,7 +44,7 @@ from keras_resnet.export.verification import (
     verify_tflite,
 )
 from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.data import Images
+from keras_resnet.training.data import Data, Images
 from keras_resnet.training.evaluation import scores_of
 from keras_resnet.training.runs import versions
 
@@ -89,10 +89,10 @@ def to_tflite(
     *,
     quantize: str = "int8",
     scores: str | None = None,
-    calibration: str | os.PathLike[str] | Images | None = None,
+    calibration: Data | None = None,
     effort: str = "normal",
     labels: Sequence[str] | None = None,
-    data: str | os.PathLike[str] | Images | None = None,
+    data: Data | None = None,
     author: str = "",
     licence: str = "",
     min_agreement: float | None = None,

@@ -24,7 +24,7 @@ from keras_resnet.export.probe import probe
 from keras_resnet.export.tflite_graph import Graph, read_graph
 from keras_resnet.export.tflite_metadata import associated_files
 from keras_resnet.preprocessing import preprocessing_of
-from keras_resnet.training.data import Images, open_images
+from keras_resnet.training.data import Data, open_images
 from keras_resnet.training.evaluation import for_network, scores_of, summarise, wilson_interval
 
 MIN_AGREEMENT = 0.9
@@ -338,7 +338,7 @@ def answer_own_pictures(file: TfliteFile, name: str) -> golden.SelfTest:
 def verify(
     path: str | os.PathLike[str],
     source: keras.Model | str | os.PathLike[str],
-    data: str | os.PathLike[str] | Images,
+    data: Data,
     *,
     min_agreement: float | None = None,
 ) -> Verification | Similarity:

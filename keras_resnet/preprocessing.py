@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,17 +65,32 @@ class Preprocessing:
             f".x{_number(self.scale)}.m{mean}.s{std}"
         )
 
-    def normalise(self, images: np.ndarray) -> np.ndarray:
-        """float32 of the same shape [..., channels] from RGB pixels 0..255. Raises InputError for other channels."""
-        images = np.asarray(images)
+    def normalise(self, images: Any) -> Any:
+        """float32 of the same shape [..., channels] from RGB pixels 0..255: an array.
+
+        A symbolic tensor of TensorFlow, as `tf.data.Dataset.map` gives, becomes one. Raises InputError for other
+        channels.
+        """
+        is_symbolic = "tensorflow" in sys.modules and sys.modules["tensorflow"].is_symbolic_tensor(images)
+        images = images if is_symbolic else np.asarray(images)
         if images.shape[-1:] != (len(self.mean),):
             raise InputError(
                 f"images of shape {images.shape} do not have the network's {len(self.mean)} channels on the last axis"
             )
+        if is_symbolic:
+            return normalise_tensor(images, self)
         if self.order == "bgr":
             images = images[..., ::-1]
         x = images.astype(np.float32) / np.float32(self.scale)
         return (x - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+
+def normalise_tensor(images: Any, preprocessing: Preprocessing) -> Any:
+    """The formula of `Preprocessing.normalise` for a tensor of TensorFlow, wherever it is computed."""
+    import tensorflow as tf
+
+    x = tf.cast(images[..., ::-1] if preprocessing.order == "bgr" else images, tf.float32)
+    return (x / preprocessing.scale - tf.constant(preprocessing.mean)) / tf.constant(preprocessing.std)
 
 
 IMAGENET = Preprocessing()
@@ -128,9 +144,10 @@ def preprocessing_of(model: Any) -> Preprocessing:
     )
 
 
-def preprocess_input(images: Any, model: Any) -> np.ndarray:
+def preprocess_input(images: Any, model: Any) -> Any:
     """Pixels to what `model` reads: RGB 0..255, any dtype, [..., channels] in; float32 of the same shape out.
 
+    An array, or inside `tf.data.Dataset.map` a tensor, as it came in.
     Raises InputError where the channels differ or the model does not carry its preprocessing.
     """
     return preprocessing_of(model).normalise(images)

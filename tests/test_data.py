@@ -5,17 +5,20 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_resnet.errors import InputError, UsageError
-from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.preprocessing import Preprocessing, normalise_tensor
 from keras_resnet.training import open_images
 from keras_resnet.training.augment import Treatment
-from keras_resnet.training.batches import evaluation_batches, normalise, training_batches
+from keras_resnet.training.batches import evaluation_batches, training_batches
 from keras_resnet.training.images import Images
 from keras_resnet.training.sources import held
 from tests.pictures import COLOURS, colour_folder
@@ -196,7 +199,9 @@ def test_images_of_a_label_outside_their_classes_are_refused_wherever_they_come_
 def test_batches_are_normalised_as_the_preprocessing_says(preprocessing: Preprocessing) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
     rounding = 1e-6 * 255  # float32, values up to 255
-    np.testing.assert_allclose(normalise(pixels, preprocessing), preprocessing.normalise(pixels), atol=rounding)
+    np.testing.assert_allclose(normalise_tensor(pixels, preprocessing), preprocessing.normalise(pixels), atol=rounding)
+    mapped = next(tf.data.Dataset.from_tensors(pixels).map(preprocessing.normalise).as_numpy_iterator())
+    np.testing.assert_allclose(mapped, preprocessing.normalise(pixels), atol=rounding)
 
 
 COUNT = 10
@@ -388,3 +393,43 @@ def test_a_picture_of_another_size_is_named(folder: Path) -> None:
         open_images(folder).pixels(PLAIN)
     with pytest.raises(InputError, match=r"005\.png': a picture of 9x9 pixels is smaller than the crop of 16"):
         open_images(folder).pixels(Preprocessing(resize=0, crop=16))
+
+
+@pytest.mark.parametrize("label_mode", ["int", "categorical"])
+def test_a_dataset_of_keras_is_the_images_of_its_folder(folder: Path, label_mode: str) -> None:
+    data = keras.utils.image_dataset_from_directory(
+        folder, image_size=(16, 20), batch_size=5, shuffle=False, label_mode=label_mode, verbose=0
+    )
+    images = open_images(folder)
+    found = open_images(data)
+    assert found.classes == images.classes
+    assert np.array_equal(found.labels, images.labels)
+    assert all(np.array_equal(found[i][0], images[i][0]) for i in range(len(images)))
+
+
+def test_a_dataset_of_single_pictures_is_read_in_its_own_order() -> None:
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8), np.array([2, 0, 1, 1, 0, 2])
+    found = open_images(tf.data.Dataset.from_tensor_slices((pixels, labels)))
+    assert (found.classes, found.labels.tolist()) == (("0", "1", "2"), labels.tolist())
+    assert np.array_equal(np.stack([found[i][0] for i in range(6)]), pixels)
+
+
+PIXELS = np.zeros((4, 8, 8, 3), np.float32) + np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1)
+LABELS = np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: tf.data.Dataset.from_tensor_slices(PIXELS), "not one of pairs"),
+        (lambda: tf.data.Dataset.from_tensor_slices((PIXELS, LABELS)).repeat(), "repeats without end"),
+        (lambda: tf.data.Dataset.from_tensor_slices((PIXELS[..., :1], LABELS)), r"pictures of shape \(8, 8, 1\)"),
+        (lambda: tf.data.Dataset.from_tensor_slices((PIXELS - 2, LABELS)).batch(4), "from -2 to 1: give pixels"),
+        (lambda: tf.data.Dataset.from_tensor_slices((PIXELS / 4, LABELS)).batch(4), "from 0 to 0.75: give pixels"),
+        (lambda: tf.data.Dataset.from_tensor_slices((PIXELS, LABELS)).take(0), "gives no picture"),
+        (lambda: tf.data.Dataset.from_tensor_slices((PIXELS * 9, LABELS * 0)).batch(4), "one class only"),
+    ],
+)
+def test_a_dataset_that_is_none_of_pictures_is_refused(data: Callable[[], tf.data.Dataset], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_images(data())

@@ -458,10 +458,17 @@ def test_a_plain_fit_on_a_dataset_of_ones_own_gives_a_network_that_is_judged_and
 ) -> None:
     images = open_images(folder)
     model = keras_resnet.build("cifar_resnet8", classes=3, input_shape=(16, 16, 3))
-    x = preprocess_input(images.pixels(preprocessing_of(model)), model)
-    data = tf.data.Dataset.from_tensor_slices((x, images.labels)).shuffle(36, seed=0).batch(12)
+    pixels = images.pixels(preprocessing_of(model))
+    x = preprocess_input(pixels, model)
+    data = tf.data.Dataset.from_tensor_slices((pixels, images.labels)).shuffle(36, seed=0).batch(12)
+    data = data.map(lambda x, y: (preprocess_input(x, model), y))
     model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(data, epochs=2, verbose=0)
-    assert evaluate_model(model, images).count == 36
+    raw = tf.data.Dataset.from_tensor_slices(
+        (np.stack([picture for picture, _ in map(images.__getitem__, range(36))]), images.labels)
+    )
+    expected = evaluate_model(model, images)
+    assert expected.count == 36
+    assert evaluate_model(model, open_images(raw)).confusion == expected.confusion
     model.save(tmp_path / "a.keras")
     assert np.allclose(keras_resnet.load_model(tmp_path / "a.keras")(x[:4]), model(x[:4]), atol=1e-6)

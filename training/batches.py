@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from keras_resnet.preprocessing import Preprocessing
+from keras_resnet.preprocessing import Preprocessing, normalise_tensor
 from keras_resnet.training.augment import Treatment
 from keras_resnet.training.draws import CROP, Draw
 from keras_resnet.training.images import Images
@@ -19,15 +19,9 @@ from keras_resnet.training.recipes import Recipe
 from keras_resnet.training.sources import Source, naming_damaged_images, training_source
 
 
-def normalise(images: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
-    """uint8 pixels to what the network reads, on the device that trains; the formula of `Preprocessing.normalise`."""
-    x = tf.cast(images[..., ::-1] if preprocessing.order == "bgr" else images, tf.float32)
-    return (x / preprocessing.scale - tf.constant(preprocessing.mean)) / tf.constant(preprocessing.std)
-
-
 def normalised(batches: tf.data.Dataset, preprocessing: Preprocessing) -> tf.data.Dataset:
     """The batches with their pixels normalised in the pipeline, for a plain `fit`, which does not do it itself."""
-    return batches.map(lambda x, y: (normalise(x, preprocessing), y)).prefetch(tf.data.AUTOTUNE)
+    return batches.map(lambda x, y: (normalise_tensor(x, preprocessing), y)).prefetch(tf.data.AUTOTUNE)
 
 
 def training_batches(

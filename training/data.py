@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from huggingface_hub import constants
 from PIL import Image
 from tqdm import tqdm
@@ -36,14 +37,17 @@ KINDS = (
 )
 
 
-def open_images(source: str | os.PathLike[str] | Images, *, damaged: str = "error") -> Images:
+Data = str | os.PathLike[str] | Images | tf.data.Dataset
+
+
+def open_images(source: Data, *, damaged: str = "error") -> Images:
     """Labelled images from a folder or `.tar` of class folders, or any of the sources below.
 
     "digits" comes with the package; "cifar10" and "cifar100" are keras.datasets', "tfds:NAME" is tensorflow-datasets'
     where that is installed: their training images, or another part as "cifar10@test", "tfds:beans@validation"; a
     folder of such a name is "./digits". A folder that `keras-resnet data pack` wrote; a `.npz` of arrays `images`,
     `labels` and perhaps `classes`. A `.tar` is read in place; a `.tar.gz` is unzipped once into a cache, which is said.
-    Images come back as they are.
+    A `tf.data.Dataset` of pairs (picture, label) is held in memory; Images come back as they are.
 
     damaged: what to do with a file that is no picture: "error", or "skip", which decodes every picture once to find
     all of them; `skipped` lists those left out. With "error" one that only decoding finds is named when it is decoded.
@@ -55,6 +59,8 @@ def open_images(source: str | os.PathLike[str] | Images, *, damaged: str = "erro
         return source
     if damaged not in POLICIES:
         raise unknown("policy", damaged, POLICIES, where="damaged=")
+    if isinstance(source, tf.data.Dataset):
+        return _checked(datasets.open_dataset(source), "tf.data.Dataset")
     path = Path(source)
     if not str(source):
         raise InputError(f"data '' is empty: give {KINDS}")
@@ -71,12 +77,17 @@ def open_images(source: str | os.PathLike[str] | Images, *, damaged: str = "erro
         images = _open_archive(path, damaged)
     else:
         raise InputError(f"data {str(source)!r} is not there: give {KINDS}")
+    return _checked(images, str(source))
+
+
+def _checked(images: Images, name: str) -> Images:
+    """The images themselves, of at least two classes that can be told apart; name: their source, for messages."""
     wrong = [c for c, n in Counter(images.classes).items() if not c.strip() or len(c.splitlines()) > 1 or n > 1]
     if wrong:
-        raise InputError(f"data {str(source)!r} has a class named {wrong[0]!r}: give each one name, on one line")
+        raise InputError(f"data {name!r} has a class named {wrong[0]!r}: give each one name, on one line")
     if len(images.classes) < 2 or len(np.unique(images.labels)) < 2:
         raise InputError(
-            f"data {str(source)!r} has one class only ({', '.join(images.classes)}): "
+            f"data {name!r} has one class only ({', '.join(images.classes)}): "
             "a classifier needs at least two, one folder each"
         )
     return images

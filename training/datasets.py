@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from keras_resnet.errors import InputError, UsageError, missing_extra
@@ -80,6 +81,47 @@ def open_tfds(name: str, part: str) -> Images:
         raise InputError(f"data 'tfds:{name}' cannot be read by tensorflow-datasets: {_first_line(error)}") from error
     labels = np.array([row["label"] for row in rows], np.int64)
     return Images(f"{name}@{part or PARTS[0]}", classes, labels, [row["image"] for row in rows], _decoded)
+
+
+def open_dataset(data: tf.data.Dataset) -> Images:
+    """The images of a `tf.data.Dataset` of pairs, held in memory, in the order that it gives them in once.
+
+    Each is (picture, label), or a batch of both: pictures of three channels, 0..255 and not normalised, uint8 or
+    floating point, which is rounded; labels whole numbers, or one number a class. Their names are `data.class_names`,
+    as `keras.utils.image_dataset_from_directory` sets them, else numbers.
+    Raises InputError for another kind of element, for pictures that are normalised already, and for endless data.
+    """
+    spec = data.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2 or any(not isinstance(one, tf.TensorSpec) for one in spec):
+        raise InputError(f"a tf.data.Dataset of {spec} is not one of pairs (picture, label): map it to those")
+    if data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise InputError("a tf.data.Dataset that repeats without end is no data set: leave `repeat` out")
+    picture = spec[0].shape
+    if picture.rank not in (3, 4) or picture[-1] != 3:
+        raise InputError(f"a tf.data.Dataset of pictures of shape {picture}: [height, width, 3], or batches, expected")
+    items: list[np.ndarray] = []
+    labels: list[int] = []
+    brightest = 0.0
+    for pixels, answers in (data if picture.rank == 4 else data.batch(1)).as_numpy_iterator():
+        if not (pixels.min() >= 0 and pixels.max() <= 255):
+            raise _normalised(pixels.min(), pixels.max())
+        brightest = max(brightest, float(pixels.max()))
+        items += list(np.rint(pixels).astype(np.uint8))
+        labels += (answers if answers.ndim == 1 else answers.argmax(axis=-1)).astype(int).tolist()
+    if not items:
+        raise InputError("a tf.data.Dataset that gives no picture: check what it is made of")
+    if spec[0].dtype != tf.uint8 and brightest <= 1:
+        raise _normalised(0, brightest)
+    width = spec[1].shape[-1] if spec[1].shape.rank == picture.rank - 2 else None  # of one number a class
+    classes = getattr(data, "class_names", None) or map(str, range(width or max(labels) + 1))
+    return Images("dataset", tuple(classes), np.asarray(labels, np.int64), items, Image.fromarray)
+
+
+def _normalised(low: float, high: float) -> InputError:
+    return InputError(
+        f"a tf.data.Dataset of pictures from {low:g} to {high:g}: give pixels, 0 to 255, as they are before "
+        "`preprocess_input`"
+    )
 
 
 def _first_line(error: Exception) -> str:

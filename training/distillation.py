@@ -11,8 +11,7 @@ import tensorflow as tf
 
 from keras_resnet import models
 from keras_resnet.errors import InputError, KerasResnetError, UsageError
-from keras_resnet.preprocessing import preprocessing_of
-from keras_resnet.training.batches import normalise
+from keras_resnet.preprocessing import normalise_tensor, preprocessing_of
 from keras_resnet.training.recipes import Recipe
 from keras_resnet.training.runs import Run
 from keras_resnet.weights import load_model
@@ -34,7 +33,7 @@ class Teacher:
 
         pixels: uint8, as the pupil got them; scores: the pupil's, [batch, classes], a softmax.
         """
-        x = normalise(pixels, preprocessing_of(self.network))
+        x = normalise_tensor(pixels, preprocessing_of(self.network))
         answers = tf.stop_gradient(self.network(x, training=False))
         short = shortfall(tf.cast(answers, scores.dtype), scores, self.temperature)
         return (1 - self.weight) * losses + self.weight * tf.cast(short, losses.dtype)

@@ -10,7 +10,7 @@ from typing import Any
 from keras_resnet.errors import InputError
 from keras_resnet.training import checkpoint
 from keras_resnet.training.checkpoint import Checkpoint
-from keras_resnet.training.images import Images
+from keras_resnet.training.data import Data
 from keras_resnet.training.runs import Run, check_same
 from keras_resnet.training.session import open_session
 from keras_resnet.training.strategy import Place, deterministic
@@ -36,9 +36,9 @@ class Replay:
 
 def verify_run(
     run: Run | str | os.PathLike[str],
-    data: str | os.PathLike[str] | Images | None = None,
+    data: Data | None = None,
     *,
-    validation: str | os.PathLike[str] | Images | None = None,
+    validation: Data | None = None,
 ) -> Replay:
     """Take the steps between the last two checkpoints of a run again, and compare with what the run has stored.
 

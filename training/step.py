@@ -14,8 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_resnet.preprocessing import Preprocessing
-from keras_resnet.training.batches import normalise
+from keras_resnet.preprocessing import Preprocessing, normalise_tensor
 
 Tensor = Any
 Loss = Callable[[Tensor, Tensor], Tensor]  # targets and scores, [batch, classes], to a loss an image, [batch]
@@ -176,7 +175,7 @@ class StepModel(keras.Model):
     def _measure(self, x: Tensor, y: Tensor, weight: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
         """The weighted loss of each image, and the sums of losses, of right answers and of images."""
         scores = self(
-            x if self._preprocessing is None else normalise(x, self._preprocessing),
+            x if self._preprocessing is None else normalise_tensor(x, self._preprocessing),
             training=training,
         )
         weight = tf.cast(weight, scores.dtype)

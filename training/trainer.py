@@ -20,7 +20,7 @@ from keras_resnet.errors import KerasResnetError, UsageError
 from keras_resnet.files import check_space, replacing, write_json
 from keras_resnet.training import checkpoint, plots
 from keras_resnet.training.checkpoint import Checkpoint
-from keras_resnet.training.data import open_images
+from keras_resnet.training.data import Data, open_images
 from keras_resnet.training.evaluation import Evaluation, evaluate_model
 from keras_resnet.training.images import Images
 from keras_resnet.training.interruption import Terminated, Termination, locked
@@ -43,11 +43,11 @@ class TrainingError(KerasResnetError, RuntimeError):
 
 def train(
     recipe: str | Recipe,
-    data: str | os.PathLike[str] | Images,
+    data: Data,
     run: str | os.PathLike[str],
     *,
-    validation: str | os.PathLike[str] | Images | None = None,
-    test: str | os.PathLike[str] | Images | None = None,
+    validation: Data | None = None,
+    test: Data | None = None,
     damaged: str = "error",
     cache: str = "auto",
     strategy: str = "auto",
@@ -104,7 +104,7 @@ def train(
     return opened
 
 
-def evaluate(run: Run | str | os.PathLike[str], data: str | os.PathLike[str] | Images) -> Evaluation:
+def evaluate(run: Run | str | os.PathLike[str], data: Data) -> Evaluation:
     """Evaluate a run's best model on labelled images. The run's own evaluation stays as it is.
 
     Raises UsageError where the classes are not the run's, InputError where it has no model yet.

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -37,7 +38,7 @@ KINDS = (
 )
 
 
-Data = str | os.PathLike[str] | Images | tf.data.Dataset
+Data: TypeAlias = str | os.PathLike[str] | Images | tf.data.Dataset
 
 
 def open_images(source: Data, *, damaged: str = "error") -> Images:

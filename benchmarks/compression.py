@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import os
 import sys
 import tempfile
@@ -30,7 +29,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.quantisation import paired_interval
+from benchmarks.quantisation import kept_in, paired_interval
 from keras_resnet.export import compress, tfmot, to_tflite
 from keras_resnet.export.compression import LEARNING_RATE, METHODS, material_of
 from keras_resnet.export.concrete import open_model
@@ -148,11 +147,7 @@ def main() -> int:
         **{name: getattr(options, name) for name in settings},
         "versions": versions(),
     }
-    kept: dict[str, Any] = {"about": about, "rows": {}}
-    if options.out.is_file():
-        kept = json.loads(options.out.read_text(encoding="utf-8"))
-        if kept.get("about") != about:
-            parser.error(f"{options.out} holds rows of something else: {kept.get('about')}")
+    kept = kept_in(options.out, about)
     rows = kept["rows"]
     print(f"{options.model}, {options.epochs} epochs of {len(training):,} images, {len(labels):,} test images\n")
     print(

@@ -12,7 +12,6 @@ it was stopped. Nothing is chosen here.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -29,8 +28,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-import keras_resnet
-from benchmarks.quantisation import paired_interval, read
+from benchmarks.quantisation import kept_in, paired_interval, read, uncropped
 from keras_resnet.export import coreml, to_coreml
 from keras_resnet.export.artifact import size_of
 from keras_resnet.export.concrete import Normalisation, concrete_function, exact_normalisation, fold
@@ -38,7 +36,7 @@ from keras_resnet.export.metadata import hash_of
 from keras_resnet.export.mil import open_package
 from keras_resnet.export.mil_forms import DEFAULT_TARGET, FORMS, Form, packed
 from keras_resnet.files import write_json
-from keras_resnet.preprocessing import Preprocessing, preprocessing_of
+from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training import Images
 from keras_resnet.training.evaluation import scores_of
 from keras_resnet.training.runs import versions
@@ -152,13 +150,11 @@ def main() -> int:
     parser.add_argument("--effort", default="normal")
     parser.add_argument("--every", type=int, default=1, help="judge on every n-th image alone")
     options = parser.parse_args()
-    variant, _, weights = options.model.partition(":")
-    side = keras_resnet.VARIANTS[variant].input_size
-    model = keras_resnet.build(variant, weights=weights, preprocessing=Preprocessing(resize=0, crop=side))
+    model, side = uncropped(options.model)
     calibration = read(options.calibration, side)[0][::2]
     pixels, labels = (part[:: options.every] for part in read(options.data, side))
     about = {
-        "variant": variant,
+        "variant": options.model.partition(":")[0],
         "weights": hash_of(model),
         "data": options.data.name,
         "calibration": options.calibration.name,
@@ -166,11 +162,7 @@ def main() -> int:
         "effort": options.effort,
         "versions": versions(),
     }
-    kept: dict[str, Any] = {"about": about, "rows": {}}
-    if options.out.is_file():
-        kept = json.loads(options.out.read_text(encoding="utf-8"))
-        if kept.get("about") != about:
-            parser.error(f"{options.out} holds rows of something else: {kept.get('about')}")
+    kept = kept_in(options.out, about)
     rows = kept["rows"]
     if "Keras" not in rows:
         rows["Keras"] = {"answers": scores_of(model)(pixels).argmax(axis=-1).tolist()}

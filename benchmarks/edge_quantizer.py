@@ -22,11 +22,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-import keras_resnet
-from benchmarks.quantisation import paired_interval, read
+from benchmarks.quantisation import paired_interval, read, uncropped
 from keras_resnet.export.tflite import FORMS, build, prepare
 from keras_resnet.export.verification import TfliteFile
-from keras_resnet.preprocessing import Preprocessing, preprocessing_of
+from keras_resnet.preprocessing import preprocessing_of
 from keras_resnet.training.evaluation import scores_of
 
 # What the other environment runs, which has none of ours: FLOAT.tflite PIXELS.npy OUT.tflite
@@ -65,9 +64,7 @@ def main() -> int:
     parser.add_argument("--effort", default="normal")
     parser.add_argument("--every", type=int, default=1, help="judge on every n-th image alone")
     options = parser.parse_args()
-    variant, _, weights = options.model.partition(":")
-    side = keras_resnet.VARIANTS[variant].input_size
-    model = keras_resnet.build(variant, weights=weights, preprocessing=Preprocessing(resize=0, crop=side))
+    model, side = uncropped(options.model)
     preprocessing = preprocessing_of(model)
     calibration = read(options.calibration, side)[0][::2]
     pixels, labels = (part[:: options.every] for part in read(options.data, side))

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import resource
 import sys
 import tarfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -45,6 +48,23 @@ def read(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
                 pixels.append(whole[1 : side + 1, 1 : side + 1])
                 labels.append(int(member.name.split("/")[-2]))
     return np.stack(pixels), np.asarray(labels)
+
+
+def uncropped(source: str) -> tuple[keras.Model, int]:
+    """The network of VARIANT:WEIGHTS for pictures that are cropped already, and the side of its input."""
+    variant, _, weights = source.partition(":")
+    side = keras_resnet.VARIANTS[variant].input_size
+    return keras_resnet.build(variant, weights=weights, preprocessing=Preprocessing(resize=0, crop=side)), side
+
+
+def kept_in(path: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """{"about", "rows"} with the rows that a .json holds already; ends where they are of something else."""
+    if not path.is_file():
+        return {"about": dict(about), "rows": {}}
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if kept.get("about") != about:
+        raise SystemExit(f"{path} holds rows of something else: {kept.get('about')}")
+    return kept
 
 
 def plain(model: keras.Model, pixels: np.ndarray) -> bytes:
@@ -78,10 +98,8 @@ def main() -> int:
     parser.add_argument("--effort", default="normal")
     parser.add_argument("--every", type=int, default=1, help="judge on every n-th image alone")
     options = parser.parse_args()
-    variant, _, weights = options.model.partition(":")
-    uncropped = Preprocessing(resize=0, crop=keras_resnet.VARIANTS[variant].input_size)
-    model = keras_resnet.build(variant, weights=weights, preprocessing=uncropped)
-    preprocessing, side = preprocessing_of(model), model.inputs[0].shape[1]
+    model, side = uncropped(options.model)
+    preprocessing = preprocessing_of(model)
     calibration = read(options.calibration, side)[0][::2]
     pixels, labels = (part[:: options.every] for part in read(options.data, side))
     exact = scores_of(model)(pixels)

@@ -230,9 +230,9 @@ def targets_section(targets: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = []
     for one in targets:
         more = [f"and {one['more_reasons']} more"] if one["more_reasons"] else []
-        why_not, known = "; ".join([*one["reasons"], *more]), "; ".join(one["remarks"])
-        rows.append([one["target"], words[one["takes_whole"]], one["basis"], why_not, known])
-    columns = ("target", "whole", "how that is known", "why not", "to be known")
+        said = "; ".join([*one["reasons"], *more, *one["remarks"]])
+        rows.append([one["target"], words[one["takes_whole"]], one["basis"], said])
+    columns = ("target", "whole", "how that is known", "why not, and what else to know")
     return [section("Which chips take the whole of it", table(columns, rows))]
 
 

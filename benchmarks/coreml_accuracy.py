@@ -50,12 +50,17 @@ PLAIN: Mapping[str, Form] = {  # as coremltools' guide has them
     "w8a8": Form(oldest="iOS17", compress=LINEAR, settings=SYMMETRIC, activations=True),
     "int4": Form(oldest="iOS18", compress=LINEAR, settings={**SYMMETRIC, **BLOCKS}),
     **{f"palette{n}": Form(oldest="iOS16", compress=PALETTE, settings={**KMEANS, "nbits": n}) for n in (8, 6, 4)},
+    "palette4 of 16 filters": Form(
+        oldest="iOS18",
+        compress=PALETTE,
+        settings={**KMEANS, "nbits": 4, "granularity": "per_grouped_channel", "group_size": 16},
+    ),
     "prune": Form(
         oldest="iOS16", compress=("prune_weights", "OpMagnitudePrunerConfig"), settings={"target_sparsity": 0.5}
     ),
 }
 ROWS = [
-    name for form in FORMS for name in (form, f"plain {form}") if name.removeprefix("plain ") in PLAIN or name == form
+    name for form in FORMS for name in (form, *(f"plain {other}" for other in PLAIN if other.partition(" ")[0] == form))
 ]
 
 

@@ -147,7 +147,7 @@ def test_settings_of_the_command_line_become_values_of_their_kinds() -> None:
     found = parse_settings(
         (
             "learning_rate=0.2 epochs=3 schedule=step drops=0.5,0.75 nesterov=false weights=hf://a/b=c "
-            "network.shortcut=C network.dropout=0.1"
+            "network.shortcut=C network.dropout=0.1 network.widths=8,16,32"
         ).split()
     )
     assert found == {
@@ -157,10 +157,10 @@ def test_settings_of_the_command_line_become_values_of_their_kinds() -> None:
         "drops": (0.5, 0.75),
         "nesterov": False,
         "weights": "hf://a/b=c",
-        "network": {"shortcut": "C", "dropout": 0.1},
+        "network": {"shortcut": "C", "dropout": 0.1, "widths": (8, 16, 32)},
     }
     recipe = recipe_of("digits", **found)
-    assert recipe.network == {"momentum": 0.9, "shortcut": "C", "dropout": 0.1}
+    assert recipe.network == {"momentum": 0.9, "shortcut": "C", "dropout": 0.1, "widths": (8, 16, 32)}
 
 
 @pytest.mark.parametrize(

@@ -334,14 +334,18 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if (name == "network") != bool(inner):
             raise UsageError(f"--set {setting!r}: only fields of the network have two words: network.shortcut=C")
         if inner:
-            changes.setdefault("network", {})[inner] = _literal(text)
+            changes.setdefault("network", {})[inner] = _several(text) if "," in text else _literal(text)
         elif fields[name] == "str":
             changes[name] = text
         elif fields[name].startswith("tuple"):
-            changes[name] = tuple(_literal(part) for part in text.split(",") if part.strip())
+            changes[name] = _several(text)
         else:
             changes[name] = _literal(text)
     return changes
+
+
+def _several(text: str) -> tuple[Any, ...]:
+    return tuple(_literal(part) for part in text.split(",") if part.strip())
 
 
 def _literal(text: str) -> Any:

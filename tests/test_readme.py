@@ -52,7 +52,7 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     Image.new("RGB", (320, 240), "tan").save("cat.jpg")
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 6
     for snippet in SNIPPETS:
         exec(compile(snippet, "README.md", "exec"), names)
     assert (tmp_path / "digits-int8.tflite").is_file()

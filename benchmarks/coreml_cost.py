@@ -3,9 +3,8 @@
     python -m benchmarks.coreml_cost --variants resnet50 resnet152 --forms float16 int8 --images 100
 
 Each export runs in a process of its own, on random weights, and random pictures for the forms that round weights with
-some. Nothing is verified. "loaded" is the resident memory
-of that process once the network is built, "peak" the most that it ever held afterwards; "left" counts the files in its
-temporary folder at the end.
+some. Nothing is verified. "loaded" is the resident memory of that process once the network is built, "peak" the most
+that it ever held afterwards; "left" counts the files in its temporary folder at the end.
 """
 
 from __future__ import annotations

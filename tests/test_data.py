@@ -407,6 +407,12 @@ def test_a_dataset_of_keras_is_the_images_of_its_folder(folder: Path, label_mode
     assert all(np.array_equal(found[i][0], images[i][0]) for i in range(len(images)))
 
 
+def test_a_dataset_of_two_classes_may_have_one_number_a_picture() -> None:
+    labels = np.array([[0.0], [1.0], [1.0], [0.0]], np.float32)
+    found = open_images(tf.data.Dataset.from_tensor_slices((np.full((4, 4, 4, 3), 9, np.uint8), labels)).batch(3))
+    assert (found.classes, found.labels.tolist()) == (("0", "1"), [0, 1, 1, 0])
+
+
 def test_a_dataset_of_single_pictures_is_read_in_its_own_order() -> None:
     pixels, labels = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8), np.array([2, 0, 1, 1, 0, 2])
     found = open_images(tf.data.Dataset.from_tensor_slices((pixels, labels)))

@@ -107,13 +107,14 @@ def open_dataset(data: tf.data.Dataset) -> Images:
             raise _normalised(pixels.min(), pixels.max())
         brightest = max(brightest, float(pixels.max()))
         items += list(np.rint(pixels).astype(np.uint8))
-        labels += (answers if answers.ndim == 1 else answers.argmax(axis=-1)).astype(int).tolist()
+        one_each = answers.ndim == 1 or answers.shape[-1] == 1  # the latter of two classes, as Keras' "binary" is
+        labels += (answers.ravel() if one_each else answers.argmax(axis=-1)).astype(int).tolist()
     if not items:
         raise InputError("a tf.data.Dataset that gives no picture: check what it is made of")
     if spec[0].dtype != tf.uint8 and brightest <= 1:
         raise _normalised(0, brightest)
-    width = spec[1].shape[-1] if spec[1].shape.rank == picture.rank - 2 else None  # of one number a class
-    classes = getattr(data, "class_names", None) or map(str, range(width or max(labels) + 1))
+    width = spec[1].shape[-1] if spec[1].shape.rank == picture.rank - 2 else 0  # of one number a class
+    classes = getattr(data, "class_names", None) or map(str, range(max(width or 0, max(labels) + 1)))
     return Images("dataset", tuple(classes), np.asarray(labels, np.int64), items, Image.fromarray)
 
 

@@ -26,7 +26,7 @@ from benchmarks.rematerialisation import peak_bytes
 PRECISIONS = ("float32", "bfloat16")
 # glibc gives blocks above these back to the system, which clears the pages of each anew.
 LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-TRIES, BUSY = 12, 0.8  # turns, and the share of the cores' time that the network must have had
+TRIES, BUSY = 40, 0.8  # turns, and the share of the cores' time that the network must have had
 WARM_UP = 2  # steps: the first one traces and compiles
 
 

@@ -124,8 +124,7 @@ def calibrate(
         if isinstance(layer, keras.layers.InputLayer):
             exact[name] = rounded[name] = _stored(inputs)
             continue
-        was, now = [exact[s] for s in read], [rounded[s] for s in read]
-        y = _map(layer, was)
+        y = _map(layer, [exact[source] for source in read])
         if not np.isfinite(y).all():
             raise InputError(
                 f"layer {name!r} gives numbers that are not finite on the calibration images: the network's weights "
@@ -133,17 +132,19 @@ def calibrate(
             )
         answer: Callable[..., Any] = layer
         if isinstance(layer, WEIGHTED):
-            weights[name] = rounded_weights(layer, now[0], grid, EFFORTS[effort].patches, rng)
+            weights[name] = rounded_weights(layer, rounded[read[0]], grid, EFFORTS[effort].patches, rng)
             answer = with_weights(layer, *weights[name])
         if name in ranged and bits == 8:
-            ranges[name] = _range(layer, _that_counts(graph, layer, y, readers, exact), readers.get(name))
+            ranges[name] = _range(graph, layer, y, readers, exact)
             answer = _rounding(answer, *ranges[name])
-        z = _map(answer, now)
+        unread.subtract(read)
+        spent = [source for source in set(read) if not unread[source]]
+        for source in spent:  # before there are more: the first block's sums decide how much memory it takes
+            del exact[source]
+        z = _map(answer, [rounded[source] for source in read])
+        for source in spent:
+            del rounded[source]
         exact[name], rounded[name] = y, z
-        for source in read:
-            unread[source] -= 1
-            if not unread[source]:
-                del exact[source], rounded[source]
     steps = EFFORTS[effort].steps if ranges else 0
     ranges = tuned_ranges(graph, ranges, weights, inputs, steps=steps, fixed=PROBABILITIES)
     return Calibration(ranges, weights)
@@ -172,41 +173,52 @@ def _rounding(function: Callable[..., Any], low: float, high: float) -> Callable
     return lambda x: tf.quantization.fake_quant_with_min_max_args(function(x), low, high)
 
 
-def _that_counts(
+def _range(
     graph: keras.Model,
     layer: keras.layers.Layer,
     y: np.ndarray,
     readers: Mapping[str, keras.layers.Layer],
     known: Mapping[str, np.ndarray],
-) -> np.ndarray:
-    """What a layer gives, cut off where a ReLU behind its sum with another value makes 0 of it whatever it is.
+) -> tuple[float, float]:
+    """The range of what a layer gives; readers: the layer that reads it, none for the answer."""
+    if isinstance(layer, keras.layers.Activation) and not is_relu(layer) and y.min() >= 0 and y.max() <= 1:
+        return PROBABILITIES
+    if isinstance(layer, keras.layers.Dense):
+        reader = readers.get(layer.name)
+        return _range_of_scores(y.astype(np.float32), None if reader is None else reader.activation)
+    values, other = _few(y), _added(graph, layer, readers, known)
+    return clipped_range(values if other is None else np.maximum(values, -_few(other)))
+
+
+def _few(y: np.ndarray) -> np.ndarray:
+    """Some values of an activation, float32, always from the same places."""
+    values = y.reshape(-1)
+    step = max(1, len(values) // SAMPLE) | 1  # odd, so that no channel is left out
+    return values[::step].astype(np.float32)
+
+
+def _added(
+    graph: keras.Model,
+    layer: keras.layers.Layer,
+    readers: Mapping[str, keras.layers.Layer],
+    known: Mapping[str, np.ndarray],
+) -> np.ndarray | None:
+    """What is added to a layer's output before a ReLU, if that is known: below its negative, the ReLU makes 0 of all.
 
     Such values need no place in the range: the steps of the others become finer.
     """
     total = rectified_sum(layer.name, readers)
     if total is None:
-        return y
+        return None
     others = [graph.get_layer(name) for name in sources(total) if name != layer.name]
     if len(others) != 1:
-        return y
+        return None
     other = known.get(others[0].name)
     if other is None:  # the shortcut's convolution, which reads what is there already
         read = sources(others[0])
-        if any(name not in known for name in read):
-            return y
-        other = _map(others[0], [known[name] for name in read])
-    return np.maximum(y, -other)
-
-
-def _range(layer: keras.layers.Layer, y: np.ndarray, reader: keras.layers.Layer | None) -> tuple[float, float]:
-    """The range of what a layer gives; reader: a layer that reads it, None for the answer."""
-    if isinstance(layer, keras.layers.Activation) and not is_relu(layer) and y.min() >= 0 and y.max() <= 1:
-        return PROBABILITIES
-    if isinstance(layer, keras.layers.Dense):
-        return _range_of_scores(y.astype(np.float32), None if reader is None else reader.activation)
-    values = y.reshape(-1)
-    step = max(1, len(values) // SAMPLE) | 1  # odd, so that no channel is left out
-    return clipped_range(values[::step].astype(np.float32))
+        if all(name in known for name in read):
+            return _map(others[0], [known[name] for name in read])
+    return other
 
 
 def _range_of_scores(y: np.ndarray, activation: Callable[..., Any] | None) -> tuple[float, float]:

@@ -32,6 +32,7 @@ MIN_COSINE = 0.98  # of embeddings, the mean; noise of a fifth of the signal has
 REFERENCE_IMAGES = 4  # reference kernels are some ten times slower
 MANIFEST = "manifest.json"  # inside a .tflite file
 SHOWN = 10  # disagreements that are told
+BATCH = 16  # images that the network answers at once: an export takes no more memory than it must
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def _judged(
     kernels: Kernels | None = None,
 ) -> Verification | Similarity:
     """What a file answers, against its model."""
-    expected = scores_of(model)(pixels)
+    expected = scores_of(model, BATCH)(pixels)
     more: dict[str, Any] = {
         "kernels": kernels,
         "layer_snr_db": {layer: round(decibels(ratio), 2) for layer, ratio in noise.items()},
@@ -397,7 +398,7 @@ def verify_package(
     noise = package_noise(package, model, pixels[:IMAGES])
     result = _judged(scores, model, pixels, labels, data, None, noise)
     check_agreement(result, scores, min_agreement)
-    found = run_here(package, pixels, scores, scores_of(model)(pixels))
+    found = run_here(package, pixels, scores, scores_of(model, BATCH)(pixels))
     return _with_native(result, found, min_agreement)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_resnet.errors import InputError
-from keras_resnet.export import npu
+from keras_resnet.export import neural_engine, npu
 from keras_resnet.export.artifact import Artifact, made_of, manifest_within, size_of
 from keras_resnet.export.calibration import calibration_pixels
 from keras_resnet.export.mil import Package, open_package
@@ -114,7 +114,7 @@ def _inspect_package(file: Path, calibration: Data | None) -> Inspection:
     if calibration is not None:
         side = min(package.size)
         preprocessing = replace(Preprocessing(), resize=round(side * 256 / 224), crop=side)
-        peaks = npu.peaks_of(package, calibration_pixels(calibration, preprocessing, package.size)[1])
+        peaks = neural_engine.peaks_of(package, calibration_pixels(calibration, preprocessing, package.size)[1])
     # The one beside it says more: what was measured once the package was there.
     manifest = Artifact(file).read() if Artifact(file).manifest.is_file() else package.manifest
     height, width = package.size
@@ -135,7 +135,7 @@ def _inspect_package(file: Path, calibration: Data | None) -> Inspection:
         labels=len(package.labels or ()),
         has_metadata=package.labels is not None,
         manifest=manifest,
-        targets=(npu.by_neural_engine(package, bytes_, peaks),),
+        targets=(neural_engine.by_neural_engine(package, bytes_, peaks),),
     )
 
 
@@ -201,7 +201,7 @@ def _package_outputs(package: Package) -> dict[str, str]:
 
 
 def _package_numbers(package: Package) -> str:
-    layers = {step.dtype.name for step in package.steps if step.kind in npu.LAYERS and step.dtype is not None}
+    layers = {step.dtype.name for step in package.steps if step.kind in neural_engine.LAYERS and step.dtype is not None}
     packed = sorted({step.kind for step in package.steps if step.kind.startswith("constexpr_")})
     values = "int8 between layers" if any(step.kind == "quantize" for step in package.steps) else "not quantised"
     return f"layers {' and '.join(sorted(layers)) or 'none'}; weights {', '.join(packed) or 'plain'}; values {values}"

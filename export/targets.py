@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_resnet.export import npu
+from keras_resnet.export import neural_engine, npu
 from keras_resnet.export.mil import Package
 from keras_resnet.export.probe import Coverage, coverage
 from keras_resnet.export.tflite_graph import Graph
@@ -30,8 +30,8 @@ def targets_of_package(package: Package, size_bytes: int, pixels: np.ndarray | N
 
     pixels: uint8 [n, height, width, 3], of which some are looked at for values that float16 cannot hold.
     """
-    peaks = None if pixels is None else npu.peaks_of(package, pixels[:LOOKED_AT])
-    return _told([npu.by_neural_engine(package, size_bytes, peaks)])
+    peaks = None if pixels is None else neural_engine.peaks_of(package, pixels[:LOOKED_AT])
+    return _told([neural_engine.by_neural_engine(package, size_bytes, peaks)])
 
 
 def _told(findings: Sequence[npu.Finding]) -> list[dict[str, Any]]:

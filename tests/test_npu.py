@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_resnet import cli
 from keras_resnet.errors import InputError
-from keras_resnet.export import inspect, npu, to_coreml, verify
+from keras_resnet.export import inspect, neural_engine, npu, to_coreml, verify
 from keras_resnet.export.mil import open_package
 from keras_resnet.export.npu import Finding
 from keras_resnet.export.probe import probe
@@ -336,11 +336,11 @@ def test_values_that_overflow_on_images_are_named(tmp_path: Path) -> None:
     engine(convolution(1000), tmp_path / "a.mlpackage")
     found = open_package(tmp_path / "a.mlpackage")
     pixels = photographs(2, 8)
-    largest = npu.peaks_of(found, pixels)
+    largest = neural_engine.peaks_of(found, pixels)
     assert np.isinf(max(largest.values()))  # 255 x 1000 is beyond float16
-    reasons = npu.by_neural_engine(found, 1, largest).reasons
+    reasons = neural_engine.by_neural_engine(found, 1, largest).reasons
     assert any("reaches inf, float16 ends at 65504" in one.text for one in reasons)
-    assert npu.by_neural_engine(found, 2_000_000_000, {}).reasons[0].text.startswith("larger than 1 GB")
+    assert neural_engine.by_neural_engine(found, 2_000_000_000, {}).reasons[0].text.startswith("larger than 1 GB")
 
 
 def test_eight_bit_activations_pay_from_newer_phones_on(tmp_path: Path) -> None:

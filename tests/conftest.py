@@ -28,6 +28,7 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     CORES = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {CORES[int(WORKER.removeprefix("gw")) % len(CORES)]})
 
+GROWTH = 1 << 30  # bytes that tests may leave behind before the collector runs, which takes 0.3 s and more
 SEED = int(os.environ.get("KERAS_RESNET_TEST_SEED", "0"))
 
 
@@ -83,6 +84,27 @@ def freed() -> Iterator[None]:
     """The networks of one test file are gone before the next: they are cycles, which only the collector frees."""
     yield
     gc.collect()
+
+
+def resident_bytes() -> int:
+    """What this process holds in memory; 0 where the system does not say so in a file."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else 0
+
+
+@pytest.fixture(scope="session")
+def floor() -> list[int]:
+    """One number: the bytes that this process held when the collector last ran for want of memory."""
+    return [0]
+
+
+@pytest.fixture(autouse=True)
+def freed_in_time(floor: list[int]) -> Iterator[None]:
+    """Large networks are gone sooner: a file that compares many of them came to 15 GB."""
+    yield
+    if resident_bytes() > floor[0] + GROWTH:
+        gc.collect()
+        floor[0] = resident_bytes()
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +30,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("converter_here")]
 # Noise over signal in the logits, to which each layer of a random network adds. Answers of another network have 1.4.
 NOISE = {"float16": 0.02, "int8": 0.8}
 HALF_MARGIN = 1.5  # over the noise of Keras' own float16, for depths where that alone has about as much
-
-
-@pytest.fixture(autouse=True)
-def gone() -> Iterator[None]:
-    """Each network goes before the next comes: a thousand layers take gigabytes, and are cycles."""
-    yield
-    gc.collect()
 
 
 def whole(name: str) -> keras.Model:

@@ -40,8 +40,10 @@ def largest(values: dict[str, Any], others: dict[str, Any]) -> float:
     [
         (3, "float64", STEPS, 1e-13, {"synchronized": True, "clip_norm": 1.0, "ema": 0.9, "accumulate": 2}),
         pytest.param(2, "float64", STEPS, 1e-13, {"synchronized": True}, marks=pytest.mark.slow),
+        pytest.param(2, "float32", STEPS, 1e-4, {"synchronized": True, "ema": 0.9}, marks=pytest.mark.slow),
         pytest.param(2, "float32", STEPS, 1e-4, SMOOTH, marks=pytest.mark.slow),
         pytest.param(3, "float32", STEPS, 1e-4, {"synchronized": True, "clip_norm": 1.0}, marks=pytest.mark.slow),
+        pytest.param(2, "float32", 30, 1e-2, {"synchronized": True, "learning_rate": MIDDLE}, marks=pytest.mark.slow),
         pytest.param(2, "float32", 30, 1e-2, {"synchronized": True, "learning_rate": LOW}, marks=pytest.mark.slow),
         pytest.param(3, "float32", 30, 1e-2, {"synchronized": True, "learning_rate": LOW}, marks=pytest.mark.slow),
     ],

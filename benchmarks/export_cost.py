@@ -3,9 +3,9 @@
     python -m benchmarks.export_cost --variants resnet50 resnet152 --forms coreml:float16 coreml:int8
     python -m benchmarks.export_cost --variants resnet50 --forms tflite:int8 --images 100
 
-Each export runs in a process of its own, on random weights and, where --images says so, random pictures. TFLite files are
-verified on these, Core ML packages are not. "loaded" is the memory that the process holds once the network is built,
-"peak" the most that it holds afterwards, "left" the files in its temporary folder at the end.
+Each export runs in a process of its own, on random weights and, where --images says so, random pictures. TFLite files
+are verified on these, Core ML packages are not. "loaded" is the memory that the process holds once the network is
+built, "peak" the most that it holds afterwards, "left" the files in its temporary folder at the end.
 """
 
 from __future__ import annotations

@@ -236,16 +236,15 @@ def compare_embeddings(file: np.ndarray, model: np.ndarray, data: str, latency: 
 
 def _judged(
     scores: np.ndarray,
+    expected: np.ndarray,
     model: keras.Model,
-    pixels: np.ndarray,
     labels: np.ndarray,
     data: str,
     latency: Latency | None,
     noise: Mapping[str, float],
     kernels: Kernels | None = None,
 ) -> Verification | Similarity:
-    """What a file answers, against its model."""
-    expected = scores_of(model, BATCH)(pixels)
+    """What a file answers, against what its model does."""
     more: dict[str, Any] = {
         "kernels": kernels,
         "layer_snr_db": {layer: round(decibels(ratio), 2) for layer, ratio in noise.items()},
@@ -279,7 +278,8 @@ def verify_tflite(
         alike = plain.argmax(axis=-1) == scores[:few].argmax(axis=-1)
     kernels = Kernels(few, int(np.sum(alike)), float(np.abs(plain - scores[:few]).max()))
     noise = layer_noise(content, model, pixels[:IMAGES])
-    result = _judged(scores, model, pixels, labels, data, latency, noise, kernels)
+    expected = scores_of(model, BATCH)(pixels)
+    result = _judged(scores, expected, model, labels, data, latency, noise, kernels)
     check_agreement(result, scores, min_agreement)
     return result
 
@@ -396,9 +396,10 @@ def verify_package(
     if not np.isfinite(scores).all():
         raise ExportError("the package gives scores that are no numbers: look for NaN weights, or use 'float32'")
     noise = package_noise(package, model, pixels[:IMAGES])
-    result = _judged(scores, model, pixels, labels, data, None, noise)
+    expected = scores_of(model, BATCH)(pixels)
+    result = _judged(scores, expected, model, labels, data, None, noise)
     check_agreement(result, scores, min_agreement)
-    found = run_here(package, pixels, scores, scores_of(model, BATCH)(pixels))
+    found = run_here(package, pixels, scores, expected)
     return _with_native(result, found, min_agreement)
 
 

@@ -9,6 +9,7 @@ import gc
 import ipaddress
 import os
 import random
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 if WORKER and hasattr(os, "sched_setaffinity"):
     CORES = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {CORES[int(WORKER.removeprefix("gw")) % len(CORES)]})
+
+# A shell lets what it starts in the background ignore Ctrl-C, and all that this starts would inherit it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GROWTH = 1 << 30  # bytes that tests may leave behind before the collector runs, which takes 0.3 s and more
 SEED = int(os.environ.get("KERAS_RESNET_TEST_SEED", "0"))

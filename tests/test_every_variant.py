@@ -29,7 +29,7 @@ from tests.test_export import converter_here, images_of, needless_pads, photogra
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("converter_here")]
 # Noise over signal in the logits, to which each layer of a random network adds. Answers of another network have 1.4.
 NOISE = {"float16": 0.02, "int8": 0.8, "coreml": 0.02}
-HALF_MARGIN = 1.5  # over the noise of float16 in Keras itself, for depths where that alone has about as much
+HALF_MARGIN = 1.5  # over the noise of Keras' own float16, for depths where that alone has about as much
 
 
 def whole(name: str) -> keras.Model:
@@ -78,13 +78,6 @@ def in_float16(model: keras.Model) -> keras.Model:
     return copy
 
 
-def with_kernels_in_float16(model: keras.Model) -> keras.Model:
-    """The same network, computing in float32 as a float16 `.tflite` file does; changes `model`."""
-    values = model.get_weights()
-    model.set_weights([v.astype(np.float16).astype(v.dtype) if v.ndim > 1 else v for v in values])
-    return model
-
-
 def blocks(name: str) -> int:
     return sum(VARIANTS[name].depths)
 
@@ -114,9 +107,7 @@ def test_every_variant_becomes_a_float16_and_an_int8_file(name: str, tmp_path: P
         assert (file.float_tensors == []) == (quantize == "int8")
         assert needless_pads(graph) == []
         assert inspect(path).targets[0].takes_whole == (quantize == "float16")
-    half = scores_of(answering(with_kernels_in_float16(model), "logits"))(pixels)
-    assert found["float16"] <= max(NOISE["float16"], HALF_MARGIN * noise(half, wanted)), found
-    assert found["int8"] <= NOISE["int8"], found
+    assert all(found[form] <= NOISE[form] for form in found), found
 
 
 @pytest.mark.parametrize("name", VARIANTS)
